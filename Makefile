@@ -1,0 +1,43 @@
+# `make demo` and `make test` do everything; each makes .venv when it is missing or out of date.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+DEMO   ?= demo
+
+.PHONY: setup demo test test-all lint types imports check bench clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Fullfield needs Python 3.11 or later; set PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Preparing $(VENV) (once; a few minutes, most of it PyTorch) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' || { echo "Installation failed: the lines above say why."; exit 1; }
+	@touch $(READY)
+
+demo: $(READY)
+	@$(BIN)/python examples/demo.py --out $(DEMO)
+
+test: $(READY)
+	@$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
+
+test-all: $(READY)
+	@$(BIN)/python -m pytest -n auto --dist worksteal
+
+lint: $(READY)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(READY)
+	@$(BIN)/mypy
+
+imports: $(READY)
+	@$(BIN)/lint-imports
+
+check: lint types imports test
+
+bench: $(READY)
+	@$(BIN)/python benchmarks/racnn_cpu.py
+
+clean:
+	rm -rf $(VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
