@@ -30,7 +30,7 @@ def one_of(what: str, value: str, known: tuple[str, ...]) -> str:
         ConfigError: Names the value, what exists and the nearest.
     """
     if value not in known:
-        raise ConfigError(f"unknown {what} {value!r}: it is one of {', '.join(known)}{nearest(value, known)}")
+        raise ConfigError(f"unknown {what} {value!r}: it is one of {', '.join(known)}{nearest(str(value), known)}")
     return value
 
 
@@ -44,5 +44,12 @@ def forced_path(operator: str, path: str | None) -> str | None:
     Raises:
         ConfigError: The path is not one of the operator's.
     """
-    path = path or os.environ.get(f"FULLFIELD_PATH_{operator.upper()}")
-    return one_of(f"path of {operator}", path, PATHS[operator]) if path else None
+    if path is not None:
+        return one_of(f"path of {operator}", path, PATHS[operator])
+    variable = f"FULLFIELD_PATH_{operator.upper()}"
+    forced = os.environ.get(variable)
+    return (
+        one_of(f"path of {operator} in the environment variable {variable}", forced, PATHS[operator])
+        if forced
+        else None
+    )

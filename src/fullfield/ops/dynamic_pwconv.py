@@ -15,12 +15,15 @@ the squared norm, because a dead channel divided by a tiny norm is NaN in float1
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fullfield.ops.checks import check_floating, check_scale
 from fullfield.ops.dispatch import forced_path, one_of
+from fullfield.ops.layout import is_channels_last
 
 __all__ = ["SIMILARITIES", "dynamic_pwconv", "mix_channels"]
 
@@ -56,7 +59,7 @@ def dynamic_pwconv(
     check_scale(scale, x.shape[1], heads)
     one_of("similarity", similarity, SIMILARITIES)
     path = forced_path("dynamic_pwconv", path)
-    x_NGdn = x.reshape(x.shape[0], heads, x.shape[1] // heads, -1)
+    x_NGdn = x.reshape(x.shape[0], heads, x.shape[1] // heads, math.prod(x.shape[2:]))
     y = mix_channels(x_NGdn, scale, similarity, path).reshape(x.shape)
     return y.contiguous(memory_format=torch.channels_last) if is_channels_last(x) else y
 
@@ -96,15 +99,6 @@ def fastest_path(x_NGdn: Tensor) -> str:
     return "bmm" if narrow or pixels > 2 * width else "sdpa"
 
 
-def is_channels_last(x: Tensor) -> bool:
-    """Whether a 4-D tensor is laid out NHWC, and not (also) NCHW as maps of one pixel or one channel are."""
-    return (
-        x.ndim == 4
-        and x.is_contiguous(memory_format=torch.channels_last)
-        and not x.is_contiguous(memory_format=torch.contiguous_format)
-    )
-
-
 def _query_key_value(x: Tensor, scale: Tensor, similarity: str) -> tuple[Tensor, Tensor, Tensor]:
     """Return q, k, v of the attention that equals Dynamic PWConv: softmax(q k^T) v."""
     half = x.dtype in (torch.float16, torch.bfloat16)
@@ -118,8 +112,8 @@ def _query_key_value(x: Tensor, scale: Tensor, similarity: str) -> tuple[Tensor,
 
 
 def _reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    w = _softmax(torch.einsum("ngdi,ngei->ngde", q, k))
-    return torch.einsum("ngde,ngei->ngdi", w.to(v.dtype), v)
+    w = _softmax(q @ k.transpose(-2, -1)).to(v.dtype)
+    return w @ v
 
 
 def _bmm(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

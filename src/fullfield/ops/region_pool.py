@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fullfield.ops.checks import check_map, check_region_size
 from fullfield.ops.dispatch import forced_path
+from fullfield.ops.layout import is_channels_last
 
 __all__ = ["region_pool"]
 
@@ -26,7 +27,7 @@ def region_pool(x: Tensor, region_size: int, *, path: str | None = None) -> Tens
         path: "strided" (all windows at once), "reference", or None for "strided".
 
     Returns:
-        (B, C, min(r, H), min(r, W)), same dtype as `x`.
+        (B, C, min(r, H), min(r, W)), same dtype and memory format as `x`.
 
     Raises:
         ValueError: `x` is not (B, C, H, W), `region_size` < 1, or the path is unknown.
@@ -36,7 +37,8 @@ def region_pool(x: Tensor, region_size: int, *, path: str | None = None) -> Tens
     check_region_size(region_size)
     rows, columns = min(region_size, x.shape[2]), min(region_size, x.shape[3])
     pool = _reference if forced_path("region_pool", path) == "reference" else _strided
-    return pool(x, rows, columns)
+    cells = pool(x, rows, columns)
+    return cells.contiguous(memory_format=torch.channels_last) if is_channels_last(x) else cells
 
 
 def _reference(x: Tensor, rows: int, columns: int) -> Tensor:

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from fullfield.ops.checks import check_map, check_region_size, check_scale
 from fullfield.ops.dispatch import forced_path, one_of
-from fullfield.ops.dynamic_pwconv import SIMILARITIES, is_channels_last, mix_channels
+from fullfield.ops.dynamic_pwconv import SIMILARITIES, mix_channels
+from fullfield.ops.layout import is_channels_last
 
 __all__ = ["region_pwconv"]
 
@@ -67,7 +68,8 @@ def _reference(x: Tensor, scale: Tensor, rows: int, columns: int, heads: int, si
     for i in range(rows):
         for j in range(columns):
             window = x[:, :, i::rows, j::columns]
-            window_NGdn = window.reshape(x.shape[0], heads, x.shape[1] // heads, -1)
+            pixels = window.shape[2] * window.shape[3]
+            window_NGdn = window.reshape(x.shape[0], heads, x.shape[1] // heads, pixels)
             y[:, :, i::rows, j::columns] = mix_channels(window_NGdn, scale, similarity, "reference").view(window.shape)
     return y
 
