@@ -1,0 +1,188 @@
+"""Images and labels in the order and with the randomness that a seed fixes, whatever the number of workers.
+
+The sampler hands out (epoch, index) pairs, and the data set draws an image's augmentation from (seed, epoch,
+index) alone. So an epoch has the same pictures with 0 or 8 workers, after a resume in its middle, and in any
+order. An image that cannot be read is returned as `Unreadable` and not raised: one broken file in a million
+must not end a run, and whoever trains counts them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from fullfield.data.image import read_image
+from fullfield.data.image_data import Sample
+from fullfield.errors import ConfigError, ImageError
+
+__all__ = ["EpochSampler", "ImageBatch", "ImageClassification", "SampleKey", "Unreadable", "collate"]
+
+
+class SampleKey(NamedTuple):
+    """Which image, in which epoch."""
+
+    epoch: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a pair
+
+
+class Unreadable(NamedTuple):
+    """An image that could not be read, and why."""
+
+    path: str
+    reason: str
+
+
+class ImageBatch(NamedTuple):
+    """A batch of B images of side S.
+
+    Attributes:
+        images: (B, C, S, S) float32. If not one image of the batch was readable, (0, 0, 0, 0): ask
+            `len(batch.labels)` before use.
+        labels: (B,) int64.
+        indices: (B,) int64, positions in the list of samples.
+        unreadable: The images left out of this batch.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    unreadable: tuple[Unreadable, ...]
+
+
+Item = tuple[Tensor, int, int]
+
+
+class ImageClassification(Dataset[Item | Unreadable]):
+    """Labelled images, read and transformed one at a time.
+
+    Args:
+        samples: Paths and labels.
+        transform: From an upright RGB image to a tensor (C, S, S).
+        seed: Together with a `SampleKey`, fixes the random part of `transform`.
+        min_side: If given, a JPEG may be decoded at a reduced scale down to this shorter side, see
+            `read_image`.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        transform: Callable[[Image.Image], Tensor],
+        *,
+        seed: int = 0,
+        min_side: int | None = None,
+    ) -> None:
+        self.samples = samples
+        self.transform = transform
+        self.seed = seed
+        self.min_side = min_side
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: int | SampleKey) -> Item | Unreadable:
+        """Return (image (C, S, S), label, index), or what went wrong in reading.
+
+        With a `SampleKey`, the transform's randomness depends on (seed, epoch, index) alone and torch's
+        global generator is afterwards as it was before. With a plain index, it comes from that generator.
+        """
+        index = key.index if isinstance(key, SampleKey) else key
+        sample = self.samples[index]
+        try:
+            image = read_image(sample.path, min_side=self.min_side)
+        except ImageError as error:
+            path = str(sample.path)
+            return Unreadable(path, str(error).removeprefix(f"{path}: "))
+        if not isinstance(key, SampleKey):
+            return self.transform(image), sample.label, index
+        with _seeded(_mix(self.seed, "sample", key.epoch, key.index)):
+            return self.transform(image), sample.label, index
+
+
+def collate(items: Sequence[Item | Unreadable]) -> ImageBatch:
+    """Stack what `ImageClassification` returned into a batch; what was unreadable is listed apart."""
+    unreadable = tuple(item for item in items if isinstance(item, Unreadable))
+    readable = [item for item in items if not isinstance(item, Unreadable)]
+    images = [image for image, _, _ in readable]
+    return ImageBatch(
+        torch.stack(images) if images else torch.empty(0, 0, 0, 0),
+        torch.tensor([label for _, label, _ in readable], dtype=torch.int64),
+        torch.tensor([index for _, _, index in readable], dtype=torch.int64),
+        unreadable,
+    )
+
+
+class EpochSampler(Sampler[SampleKey]):
+    """The images of one epoch in an order that (seed, epoch) fixes, divided among processes.
+
+    Each index comes once over all ranks. With `shuffle`, where training needs equally many steps on every
+    rank, indices from the start of the order fill up the last round; without, for evaluation, nothing comes
+    twice and ranks may differ by one image.
+
+    Args:
+        length: Number of images.
+        shuffle: Another order in every epoch; otherwise ascending.
+        seed: Another seed gives other orders.
+        rank: Which of the processes this is.
+        world_size: How many processes share the images.
+
+    Raises:
+        ConfigError: `rank` is not one of `world_size`, or `length` is negative.
+    """
+
+    def __init__(self, length: int, *, shuffle: bool, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        if length < 0:
+            raise ConfigError(f"length is {length}; give the number of images.")
+        if not 0 <= rank < world_size:
+            raise ConfigError(f"rank is {rank} of world_size {world_size}; ranks count from 0 to world_size - 1.")
+        self.length = length
+        self.shuffle = shuffle
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration gives."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        if self.shuffle:
+            return -(-self.length // self.world_size)
+        return len(range(self.rank, self.length, self.world_size))
+
+    def __iter__(self) -> Iterator[SampleKey]:
+        epoch = self.epoch
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(_mix(self.seed, "order", epoch))
+            order: Sequence[int] = torch.randperm(self.length, generator=generator).tolist()
+        else:
+            order = range(self.length)
+        for turn in range(len(self)):
+            yield SampleKey(epoch, order[(self.rank + turn * self.world_size) % self.length])
+
+
+def _mix(*parts: int | str) -> int:
+    """Return 64 bits that depend on all parts, so that neighbouring seeds and epochs share nothing."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed torch's global CPU generator, and restore it afterwards.
+
+    `torch.manual_seed` would seed the accelerators as well, and their state would not come back.
+    """
+    state = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(state)
