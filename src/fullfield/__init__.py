@@ -1,1 +1,45 @@
-"""placeholder"""
+"""Fullfield: vision backbones that see the whole image.
+
+Importing it registers Fullfield's models with timm and loads no more than torch and timm. What needs more (the
+trainer, for instance) is imported when it is first used. The functions mirror the commands one to one:
+`fullfield.train(...)` is `fullfield train ...`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from fullfield import models, ops
+from fullfield.models.registry import ModelInfo, create_model, list_models
+from fullfield.models.weights import load, save
+from fullfield.version import __version__
+
+if TYPE_CHECKING:
+    from fullfield.tasks.evaluate import evaluate
+    from fullfield.tasks.predict import predict
+    from fullfield.train.run import train
+
+__all__ = [
+    "ModelInfo",
+    "__version__",
+    "create_model",
+    "evaluate",
+    "list_models",
+    "load",
+    "models",
+    "ops",
+    "predict",
+    "save",
+    "train",
+]
+
+_LAZY = {"evaluate": "fullfield.tasks.evaluate", "predict": "fullfield.tasks.predict"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    if name in {"train", "measure", "data", "tasks"}:
+        return import_module(f"fullfield.{name}")
+    raise AttributeError(f"module 'fullfield' has no attribute {name!r}")

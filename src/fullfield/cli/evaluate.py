@@ -1,0 +1,121 @@
+"""`fullfield eval RUN [DATA]`: top-1, top-5, per-class recall and the confusion matrix."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import tyro
+from rich.markup import escape
+from rich.table import Table
+
+from fullfield.cli.parse import parse
+from fullfield.files import atomic_write
+from fullfield.progress import console, output
+from fullfield.tasks.evaluate import Evaluation, evaluate
+
+__all__ = ["EvalArguments", "run"]
+
+MATRIX_CLASSES = 12  # more do not fit on a screen
+CONFUSIONS = 10
+
+
+@dataclass(frozen=True)
+class EvalArguments:
+    """Measure a trained model on labelled images."""
+
+    run: str
+    """Run folder, checkpoint file, or registered model."""
+    data: tyro.conf.Positional[str | None] = None
+    """Image folder, CSV list or sample:NAME. By default the run's own data."""
+    split: Literal["auto", "train", "val", "test", "all"] = "auto"
+    """Which part. auto: test if there is one, else the run's validation part, or all of another data set."""
+    out: str | None = None
+    """Write evaluation.json, predictions.csv and confusion.csv into this folder."""
+    json: str | None = None
+    """Write the figures to this file."""
+    batch_size: int = 64
+    """Images at a time."""
+    workers: int = 0
+    """Processes that read images."""
+    device: str = "auto"
+    """auto, cpu, cuda, mps."""
+    pretrained: bool = False
+    """For a registered model: fetch timm's weights."""
+
+
+def run(argv: list[str]) -> int:
+    """Evaluate and print."""
+    arguments = parse(EvalArguments, "eval", argv)
+    evaluation = evaluate(
+        arguments.run,
+        arguments.data,
+        split=arguments.split,
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+        device=arguments.device,
+        pretrained=arguments.pretrained,
+    )
+    _print(evaluation)
+    if arguments.out:
+        console.print(f"written to {evaluation.save(arguments.out)}")
+    if arguments.json:
+        with atomic_write(Path(arguments.json)) as partial:
+            partial.write_text(json.dumps(evaluation.to_dict(), indent=1, ensure_ascii=False), encoding="utf-8")
+    return 0
+
+
+def _print(evaluation: Evaluation) -> None:
+    screen = output()
+    result, classes = evaluation.result, evaluation.classes
+    screen.print(f"[bold]{escape(evaluation.model)}[/] on {result.images:,} images ({evaluation.split})")
+    if not evaluation.trained:
+        screen.print("the weights are random: these figures say nothing of the model", style="red")
+    top5 = f"   top-5 {result.top5:.1%}" if result.top5 is not None else ""
+    screen.print(
+        f"top-1 {result.top1:.1%}{top5}   mean recall {result.mean_recall:.1%}   loss {result.loss:.3f}"
+        f"   most frequent class {result.majority:.1%}"
+    )
+    table = Table(box=None, header_style="bold", title="recall, worst first", title_justify="left")
+    table.add_column("class")
+    table.add_column("recall", justify="right")
+    table.add_column("images", justify="right")
+    totals = result.confusion.sum(axis=1)
+    order = sorted(range(len(classes)), key=lambda i: (math.isnan(result.recall[i]), result.recall[i]))
+    for index in order[:20]:
+        recall = "–" if math.isnan(result.recall[index]) else f"{result.recall[index]:.1%}"
+        table.add_row(escape(classes[index]), recall, f"{totals[index]:,}")
+    if len(classes) > 20:
+        table.caption = f"and {len(classes) - 20} more"
+    screen.print(table)
+    screen.print(_matrix(evaluation) if len(classes) <= MATRIX_CLASSES else _confusions(evaluation))
+    for bad in evaluation.unreadable:
+        console.print(f"left out: {escape(bad.path)}: {escape(bad.reason)}", style="yellow")
+
+
+def _matrix(evaluation: Evaluation) -> Table:
+    table = Table(box=None, header_style="bold", title="confusion (rows true, columns predicted)", title_justify="left")
+    table.add_column("")
+    for name in evaluation.classes:
+        table.add_column(escape(name), justify="right")
+    for index, (name, row) in enumerate(zip(evaluation.classes, evaluation.result.confusion.tolist(), strict=True)):
+        cells = [f"[bold]{n}[/]" if column == index else (str(n) if n else "·") for column, n in enumerate(row)]
+        table.add_row(escape(name), *cells)
+    return table
+
+
+def _confusions(evaluation: Evaluation) -> Table:
+    wrong = evaluation.result.confusion * (1 - np.eye(len(evaluation.classes), dtype=np.int64))
+    table = Table(box=None, header_style="bold", title="most frequent confusions", title_justify="left")
+    for name in ("true", "predicted", "images"):
+        table.add_column(name)
+    for flat in np.argsort(-wrong, axis=None, kind="stable")[:CONFUSIONS]:
+        true, predicted = divmod(int(flat), len(evaluation.classes))
+        if wrong[true, predicted]:
+            names = escape(evaluation.classes[true]), escape(evaluation.classes[predicted])
+            table.add_row(*names, str(wrong[true, predicted]))
+    return table

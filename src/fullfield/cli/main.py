@@ -1,0 +1,72 @@
+"""The command `fullfield`: finds the subcommand, and turns errors that a user can mend into one line.
+
+Exit codes: 0 done, 1 a mendable error, 2 wrong usage, 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fullfield.errors import ConfigError, FullfieldError, nearest
+from fullfield.version import __version__
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS = {
+    "models": "what there is: parameters, MACs, resolution, source",
+    "train": "train a classifier on a folder of images",
+    "eval": "measure a trained model on labelled images",
+    "predict": "name what is in images",
+}
+"""Subcommand -> what it does; each has a module of its name (eval: evaluate) with `run(argv) -> exit code`."""
+
+_MODULES = {"eval": "evaluate"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `fullfield ARGV` and return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    screen = Console(stderr=True, highlight=False)
+    if not arguments or arguments[0] in {"-h", "--help", "help"}:
+        _print_help()
+        return 0
+    if arguments[0] in {"-V", "--version"}:
+        Console(highlight=False).print(f"fullfield {__version__}")
+        return 0
+    command = arguments[0]
+    if command not in COMMANDS:
+        screen.print(f"[red]error:[/] there is no command {escape(repr(command))}{escape(nearest(command, COMMANDS))}")
+        screen.print("`fullfield --help` lists them all.")
+        return 2
+    run: Callable[[list[str]], int] = import_module(f"fullfield.cli.{_MODULES.get(command, command)}").run
+    try:
+        return run(arguments[1:])
+    except ConfigError as error:
+        screen.print(f"[red]error:[/] {escape(str(error))}")
+        return 2
+    except FullfieldError as error:
+        screen.print(f"[red]error:[/] {escape(str(error))}")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _print_help() -> None:
+    screen = Console(highlight=False)
+    screen.print("[bold]fullfield[/] COMMAND ...   Vision backbones that see the whole image.\n")
+    table = Table.grid(padding=(0, 2))
+    for name, what in COMMANDS.items():
+        table.add_row(f"  fullfield {name}", what)
+    screen.print(table)
+    screen.print("\n`fullfield COMMAND --help` lists a command's options. Start with:\n")
+    screen.print("  fullfield train PHOTOS          a folder with one subfolder for each class", markup=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

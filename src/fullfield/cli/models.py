@@ -1,0 +1,88 @@
+"""`fullfield models [PATTERN]`: what there is, with costs counted on the spot."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import tyro
+from rich.table import Table
+
+from fullfield.cli.parse import parse
+from fullfield.files import atomic_write
+from fullfield.measure import cost
+from fullfield.models.registry import ModelInfo, list_models
+from fullfield.progress import console, output
+
+__all__ = ["ModelsArguments", "run"]
+
+COUNTED_UNASKED = 40  # building hundreds of models takes minutes
+
+
+@dataclass(frozen=True)
+class ModelsArguments:
+    """List models: Fullfield's own, or all that match a pattern, timm's included."""
+
+    pattern: tyro.conf.Positional[str] = ""
+    """Such as 'racnn*' or '*' (quote it, or the shell expands it). Without one: Fullfield's own."""
+    cost: bool | None = None
+    """Count parameters and MACs. By default for at most 40 models."""
+    image_size: int | None = None
+    """Count MACs at this size, pixels. By default each model's own."""
+    json: str | None = None
+    """Write the table to this file too."""
+
+
+def run(argv: list[str]) -> int:
+    """List models, with parameters and MACs."""
+    arguments = parse(ModelsArguments, "models", argv)
+    infos = list_models(arguments.pattern)
+    count = arguments.cost if arguments.cost is not None else len(infos) <= COUNTED_UNASKED
+    rows = []
+    with console.status("counting") as status:
+        for info in infos:
+            status.update(f"counting {info.name}")
+            rows.append(_row(info, count, arguments.image_size))
+    _print(rows, count)
+    if not arguments.pattern:
+        console.print(f"and {len(timm.list_models()) - len(infos):,} of timm's: fullfield models '*'", style="dim")
+    if arguments.json:
+        with atomic_write(Path(arguments.json)) as partial:
+            partial.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    return 0
+
+
+def _row(info: ModelInfo, count: bool, image_size: int | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"model": info.name, "source": info.source, "family": info.family}
+    pretrained = timm.models.is_model_pretrained(info.name)
+    row["weights"] = "timm" if pretrained else "none"
+    if count:
+        try:
+            counted = cost(info.name, image_size=image_size)
+        except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+            row["error"] = str(error).splitlines()[0] if str(error) else type(error).__name__
+        else:
+            row |= {"params": counted.params, "macs": counted.macs, "flops": counted.flops}
+            row["input_size"] = list(counted.input_size)
+    return row
+
+
+def _print(rows: list[dict[str, Any]], count: bool) -> None:
+    table = Table(box=None, header_style="bold")
+    table.add_column("model", no_wrap=True)
+    for name in ("params (M)", "MACs (G)", "FLOPs (G)", "at") if count else ():
+        table.add_column(name, justify="right")
+    for name in ("source", "family", "weights"):
+        table.add_column(name)
+    for row in rows:
+        cells = [row["model"]]
+        if count and "params" in row:
+            size = "×".join(map(str, row["input_size"][1:]))
+            cells += [f"{row['params'] / 1e6:.2f}", f"{row['macs'] / 1e9:.3f}", f"{row['flops'] / 1e9:.3f}", size]
+        elif count:
+            cells += ["–"] * 4
+        table.add_row(*cells, row["source"], row["family"], row["weights"])
+    output().print(table)

@@ -1,0 +1,83 @@
+"""What a model costs by count: parameters, MACs and FLOPs, from PyTorch's own dispatcher counter.
+
+The counter sees every matrix product and convolution that runs, dynamic products included, which counters on
+module hooks miss (6 to 17 % of RaCNN). FLOPs are its count; MACs are half of it. Nothing is computed: the model
+is built on the meta device where it allows that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fullfield.models.registry import create_model
+
+__all__ = ["Cost", "cost"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Counts for one image."""
+
+    name: str
+    params: int
+    """Learned numbers."""
+    macs: int
+    """Multiply-accumulates of a forward pass."""
+    flops: int
+    """Floating-point operations of the same: 2 x MACs."""
+    input_size: tuple[int, int, int]
+    """(channels, height, width) of the image."""
+
+
+def cost(model: str | nn.Module, *, image_size: int | tuple[int, int] | None = None, **arguments: Any) -> Cost:
+    """Count the parameters, MACs and FLOPs of a model.
+
+    Args:
+        model: A registered name, or a module (B, C, H, W) -> anything, which is left as it was.
+        image_size: Side, or (height, width), in pixels; None for the model's own size, 224 for a module without one.
+        arguments: Of `create_model`, for a name.
+
+    Returns:
+        Counts for one image in inference.
+
+    Raises:
+        ModelNotFoundError: No model has that name.
+    """
+    if isinstance(model, str):
+        name, module = model, _build(model, **arguments)
+    else:
+        name, module = type(model).__name__, model
+    size = _input_size(module, image_size)
+    parameter = next(module.parameters(), torch.empty(0))
+    training = module.training
+    module.eval()
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            module(torch.zeros(1, *size, device=parameter.device, dtype=parameter.dtype))
+    finally:
+        module.train(training)
+    flops = int(counter.get_total_flops())
+    return Cost(name, sum(p.numel() for p in module.parameters()), flops // 2, flops, size)
+
+
+def _build(name: str, **arguments: Any) -> nn.Module:
+    """Build a model without memory for its weights; a few of timm's cannot be, and are built for real."""
+    try:
+        with torch.device("meta"):
+            return create_model(name, **arguments)
+    except (NotImplementedError, RuntimeError):
+        return create_model(name, **arguments)
+
+
+def _input_size(module: nn.Module, image_size: int | tuple[int, int] | None) -> tuple[int, int, int]:
+    own = (getattr(module, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))
+    channels = int(getattr(module, "in_chans", own[0]))
+    if image_size is None:
+        return channels, own[1], own[2]
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return channels, height, width

@@ -1,0 +1,200 @@
+"""Saving a model to one safetensors file that says how to build it, and loading it without executing anything.
+
+The file's header carries, as JSON under the key "fullfield", the registered name, the arguments, whether norms
+were folded, and whatever the caller adds (class names, preprocessing). Loading builds the model from the registry
+and fills it strictly; a file that is damaged, foreign or does not fit is refused with what to do about it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from timm.models import is_model
+from torch import Tensor, nn
+
+from fullfield.errors import CheckpointError, FullfieldError, nearest
+from fullfield.files import atomic_write
+from fullfield.models.backbone import Backbone
+from fullfield.models.registry import NOT_STORED, ModelSpec, create_model, list_models, model_spec
+
+__all__ = ["Checkpoint", "find_weights", "load", "load_checkpoint", "save"]
+
+HEADER = "fullfield"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded file: the model in eval mode, how it was made, and the metadata saved with it."""
+
+    model: nn.Module
+    spec: ModelSpec
+    metadata: dict[str, Any]
+    path: Path
+
+
+def save(model: nn.Module, path: str | Path, metadata: Mapping[str, Any] | None = None) -> Path:
+    """Write a model's weights and how to build it to one safetensors file, atomically.
+
+    Args:
+        model: Made by `create_model` or by `timm.create_model` of one of Fullfield's names.
+        path: The file, usually ending in .safetensors; its folder must exist.
+        metadata: Anything JSON can carry, such as class names.
+
+    Returns:
+        The path.
+
+    Raises:
+        CheckpointError: How the model was made is unknown, or the metadata is not JSON.
+        RunError: The disk is full or the folder can't be written; an older file of that name is intact.
+    """
+    path = Path(path)
+    spec = model_spec(model)
+    if spec is None:
+        raise CheckpointError(
+            f"{type(model).__name__} can't be saved with its configuration: make it with fullfield.create_model(name)"
+        )
+    try:
+        header = json.dumps(
+            asdict(spec) | {"fused": bool(getattr(model, "fused", False)), "metadata": dict(metadata or {})}
+        )
+    except TypeError as error:
+        raise CheckpointError(f"{path}: model arguments and metadata must be plain JSON values ({error})") from error
+    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    with atomic_write(path) as partial:
+        save_file(_unshared(tensors), partial, metadata={"format": "pt", HEADER: header})
+    return path
+
+
+def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors that share memory, which the format does not allow."""
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        if tensor.numel() and tensor.data_ptr() in seen:
+            tensors[name] = tensor.clone()
+        seen.add(tensor.data_ptr())
+    return tensors
+
+
+def load(path: str | Path, *, num_classes: int | None = None, reset_classifier: bool = False) -> nn.Module:
+    """Load a model that `save` wrote.
+
+    Args:
+        path: A .safetensors file, or a run folder (its best checkpoint is taken).
+        num_classes: The number of classes that you need; None for the file's own.
+        reset_classifier: Start a new classifier if the file's number of classes is another.
+
+    Returns:
+        The model on the CPU, in eval mode.
+
+    Raises:
+        CheckpointError: The file is missing, truncated, not Fullfield's, names an unknown model, does not fit it, or
+            has another number of classes.
+    """
+    model = load_checkpoint(path).model
+    found = getattr(model, "num_classes", None)
+    if num_classes is not None and found != num_classes:
+        if not reset_classifier:
+            raise CheckpointError(
+                f"{path} has {found} classes, {num_classes} are needed; pass reset_classifier=True"
+                " (--reset-classifier) to start a new classifier on its features"
+            )
+        model.reset_classifier(num_classes)  # type: ignore[operator]
+    return model
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Load a model with all that was saved beside its weights; see `load`."""
+    file = find_weights(path)
+    header, tensors = _read(file)
+    try:
+        spec = ModelSpec(str(header["name"]), dict(header["arguments"]))
+        fused, metadata = bool(header.get("fused", False)), dict(header.get("metadata", {}))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file}: its fullfield header is incomplete ({error!r}); save it again") from error
+    model = _build(file, spec)
+    if fused and isinstance(model, Backbone):
+        model.fuse()
+    _fill(file, model, tensors)
+    return Checkpoint(model.eval(), spec, metadata, file)
+
+
+def find_weights(path: str | Path) -> Path:
+    """Return the weights file that a path means: itself, or the best checkpoint of a run folder.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.exists():
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise CheckpointError(f"there is no checkpoint or run folder {path}{nearest(path.name, siblings)}")
+    for name in ("best", "last"):
+        file = path / "checkpoints" / f"{name}.safetensors"
+        if file.is_file():
+            return file
+    raise CheckpointError(
+        f"{path} is not a run with weights: it has no checkpoints/best.safetensors. Give a folder that"
+        " `fullfield train` made, or a .safetensors file"
+    )
+
+
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            header = (opened.metadata() or {}).get(HEADER)
+            if header is None:
+                raise CheckpointError(
+                    f"{file} holds weights, but not how to build their model: it was not written by Fullfield."
+                    " Build the model with create_model and fill it with load_state_dict"
+                )
+            return json.loads(header), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except FullfieldError:
+        raise
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{file} ({file.stat().st_size:,} bytes) is not a whole safetensors file ({error}); it may be truncated"
+            " or of another format. Use another checkpoint of the run, or save it again"
+        ) from error
+
+
+def _build(file: Path, spec: ModelSpec) -> nn.Module:
+    known = [info.name for info in list_models()]
+    if not is_model(spec.name):
+        raise CheckpointError(
+            f"{file} needs the model {spec.name!r}, which is not registered{nearest(spec.name, known)}"
+        )
+    forbidden = sorted(NOT_STORED & spec.arguments.keys())
+    if forbidden:
+        raise CheckpointError(f"{file}: its header sets {', '.join(forbidden)}, which no checkpoint may")
+    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.arguments.items()}
+    try:
+        return create_model(spec.name, **arguments)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise CheckpointError(f"{file}: {spec.name} can't be built with {spec.arguments}: {error}") from error
+
+
+def _fill(file: Path, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    own = model.state_dict()
+    misfits = {
+        "missing": own.keys() - tensors.keys(),
+        "unknown": tensors.keys() - own.keys(),
+        "of another shape": {n for n in own.keys() & tensors.keys() if own[n].shape != tensors[n].shape},
+    }
+    if any(misfits.values()):
+        told = (f"{len(n)} {what} ({', '.join(sorted(n)[:3])})" for what, n in misfits.items() if n)
+        raise CheckpointError(f"{file} does not fit its model: tensors {'; '.join(told)}; was it edited?")
+    first = next((t for t in tensors.values() if t.is_floating_point()), None)
+    if first is not None:
+        model.to(first.dtype)
+    if not all(bool(torch.isfinite(t).all()) for t in tensors.values() if t.is_floating_point()):
+        raise CheckpointError(f"{file} has weights that are not finite; use another checkpoint of the run")
+    model.load_state_dict(tensors)

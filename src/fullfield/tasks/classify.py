@@ -1,0 +1,64 @@
+"""The classification task: a model and its loss, with label smoothing and mixing of images.
+
+Mixup (Zhang et al., 2018) and CutMix (Yun et al., 2019) are torchvision's; where both are on, each batch takes one
+of them at random. The task knows no optimiser and no epoch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from fullfield.data import ImageBatch
+
+__all__ = ["ClassificationTask"]
+
+
+class ClassificationTask(nn.Module):
+    """A classifier with its training loss.
+
+    Args:
+        model: Module (B, C, S, S) -> (B, num_classes).
+        num_classes: At least 2.
+        label_smoothing: Share of the target spread evenly over all classes.
+        mixup: Alpha of mixup's Beta distribution; 0 for none.
+        cutmix: Alpha of CutMix's; 0 for none.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        num_classes: int,
+        *,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.num_classes = num_classes
+        self.label_smoothing = label_smoothing
+        mixes: list[Any] = []
+        if mixup > 0:
+            mixes.append(v2.MixUp(alpha=mixup, num_classes=num_classes))
+        if cutmix > 0:
+            mixes.append(v2.CutMix(alpha=cutmix, num_classes=num_classes))
+        self.mix = v2.RandomChoice(mixes) if mixes else None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (B, num_classes) of images (B, C, S, S)."""
+        return self.model(images)  # type: ignore[no-any-return]
+
+    def loss(self, batch: ImageBatch) -> Tensor:
+        """Return the mean cross-entropy of a batch, nats, on images that may be mixed.
+
+        Args:
+            batch: Images and labels; at least one image.
+        """
+        images, targets = batch.images, batch.labels
+        if self.mix is not None and len(images) > 1:
+            images, targets = self.mix(images, targets)  # targets become (B, num_classes) shares
+        return F.cross_entropy(self(images).float(), targets, label_smoothing=self.label_smoothing)

@@ -1,0 +1,148 @@
+"""The run folder: what `fullfield train` makes and everything after training reads.
+
+config.yaml          every setting as it was used, fitted ones included
+metrics.csv          one row an epoch
+unreadable.csv       images that could not be read, with reasons (only if there are any)
+checkpoints/         best.safetensors (for use), last.ckpt (to resume)
+evaluation/          figures and single predictions on the held-out part
+report.html          all of it on one page
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fullfield.data import ImageData, read_image_data
+from fullfield.errors import RunError
+from fullfield.files import write_error
+
+__all__ = ["RunFolder", "read_run_data"]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where the parts of a run lie."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The settings, YAML."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One row an epoch, CSV."""
+        return self.path / "metrics.csv"
+
+    @property
+    def unreadable(self) -> Path:
+        """Images that could not be read, CSV."""
+        return self.path / "unreadable.csv"
+
+    @property
+    def best(self) -> Path:
+        """The weights with the best validation figure, safetensors."""
+        return self.path / "checkpoints" / "best.safetensors"
+
+    @property
+    def last(self) -> Path:
+        """The trainer's state after the last whole epoch."""
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def evaluation(self) -> Path:
+        """The folder of the held-out figures."""
+        return self.path / "evaluation"
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self.path / "report.html"
+
+    @classmethod
+    def create(cls, path: str | Path, *, overwrite: bool = False) -> RunFolder:
+        """Make a new run folder.
+
+        Args:
+            path: Where; parents are made too.
+            overwrite: Delete the run that is there first. What is not a run is never deleted.
+
+        Raises:
+            RunError: There is something already, or the folder can't be written.
+        """
+        path = Path(path)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            is_run = (path / "config.yaml").is_file()
+            if not is_run:
+                raise RunError(f"{path} exists and is not a run; nothing was written. Choose another --out")
+            if not overwrite:
+                raise RunError(
+                    f"the run {path} exists and is never overwritten unasked. Choose another --out, continue it with"
+                    f" --resume {path}, or replace it with --overwrite"
+                )
+            shutil.rmtree(path)
+        try:
+            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            probe = path / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise write_error(path, error) from error
+        return cls(path)
+
+    @classmethod
+    def next_free(cls, parent: str | Path, name: str) -> Path:
+        """Return `parent/name-1`, or the first number that is not taken."""
+        number = 1
+        while (path := Path(parent) / f"{name}-{number}").exists():
+            number += 1
+        return path
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """Open an existing run.
+
+        Raises:
+            RunError: It is not there or not a run.
+        """
+        path = Path(path)
+        if not (path / "config.yaml").is_file():
+            what = "is not a run: it has no config.yaml" if path.exists() else "does not exist"
+            raise RunError(f"{path} {what}. Give the folder that `fullfield train` printed at its end")
+        return cls(path)
+
+    def read_config(self) -> dict[str, Any]:
+        """Return the settings as they were written.
+
+        Raises:
+            RunError: The file is damaged.
+        """
+        try:
+            config = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+            raise RunError(f"{self.config} can't be read ({error}); restore it, or train again") from error
+        if not isinstance(config, dict):
+            raise RunError(f"{self.config} is not a list of settings; restore it, or train again")
+        return config
+
+
+def read_run_data(source: str | Path) -> ImageData:
+    """Read the data that a run was trained on, with the same split.
+
+    Args:
+        source: A run folder, or a checkpoint file inside one.
+
+    Raises:
+        RunError: It is not a run.
+        DataError: The data is not there any more.
+    """
+    path = Path(source)
+    run = RunFolder.open(path.parent.parent if path.is_file() else path)
+    config = run.read_config()
+    return read_image_data(config["data"], val_share=config["val_share"], seed=config["seed"])

@@ -1,0 +1,255 @@
+"""What watches a run: averaging weights, keeping the best and the last state, and refusing to train on ruins.
+
+Order matters: `RunKeeper` must come before the averaging callback, because Lightning puts the averaged weights
+into the model for validation and takes them out again in the same hook in which the best ones are saved.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, WeightAveraging
+from torch import Tensor
+
+from fullfield.data import ImageBatch, Unreadable
+from fullfield.errors import TrainingError
+from fullfield.files import atomic_write
+from fullfield.models.weights import save
+from fullfield.progress import Advance, console, image_progress
+from fullfield.tasks.metrics import ClassificationResult
+from fullfield.tasks.run_folder import RunFolder
+from fullfield.train.module import TrainModule
+
+__all__ = ["COLUMNS", "RunKeeper", "ScreenProgress", "UnreadableImages", "averaging", "read_history"]
+
+COLUMNS = ("epoch", "lr", "train_loss", "val_loss", "val_top1", "val_top5", "val_recall", "images_per_s", "seconds")
+
+
+def averaging(decay: float) -> WeightAveraging:
+    """Return Lightning's exponential moving average of weights and BatchNorm statistics, with warm-up.
+
+    After n updates the decay is min(decay, (1 + n) / (10 + n)), so that short runs are not averaged with their
+    random start.
+
+    Args:
+        decay: Of the average, less than 1.
+    """
+
+    def average(averaged: Tensor, current: Tensor, updates: int | Tensor) -> Tensor:
+        n = int(updates)
+        if not averaged.is_floating_point():
+            return current
+        return torch.lerp(averaged, current.to(averaged.dtype), 1 - min(decay, (1 + n) / (10 + n)))
+
+    return WeightAveraging(use_buffers=True, avg_fn=average)
+
+
+class RunKeeper(Callback):
+    """Write metrics.csv, the best weights and the trainer's last state, after every epoch.
+
+    Args:
+        run: Where.
+        metadata: What goes beside the weights (classes, preprocessing).
+    """
+
+    def __init__(self, run: RunFolder, metadata: dict[str, Any]) -> None:
+        self.run = run
+        self.metadata = metadata
+        self.best_top1 = -1.0
+        self.best_epoch = 0
+        self._loss_sum, self._images, self._start = 0.0, 0, 0.0
+        self._result: ClassificationResult | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive a restart."""
+        return {"best_top1": self.best_top1, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it back."""
+        self.best_top1, self.best_epoch = state_dict["best_top1"], state_dict["best_epoch"]
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the epoch's sums."""
+        self._loss_sum, self._images, self._start = 0.0, 0, time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: ImageBatch, batch_idx: int
+    ) -> None:
+        """Add the batch to the epoch's sums."""
+        if outputs is not None:
+            self._loss_sum += float(outputs["loss"]) * len(batch.images)
+            self._images += len(batch.images)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the weights if they are the best so far; they are the averaged ones here."""
+        if not isinstance(pl_module, TrainModule):
+            return
+        result = self._result = pl_module.validation_result()
+        if not result.images:
+            raise TrainingError("not one validation image can be read; see unreadable.csv in the run folder")
+        if not math.isfinite(result.loss):
+            raise TrainingError(
+                f"the validation loss is {result.loss} after epoch {trainer.current_epoch + 1}; the last good weights"
+                " are kept. Try a lower --lr, --clip-grad 1, or --precision 32"
+            )
+        if result.top1 > self.best_top1:
+            self.best_top1, self.best_epoch = result.top1, trainer.current_epoch + 1
+            figures = {"epoch": self.best_epoch, "val_top1": result.top1, "val_images": result.images}
+            save(pl_module.task.model, self.run.best, {**self.metadata, **figures})
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add a row to metrics.csv, then save the trainer's state; a restart drops rows that have no state."""
+        seconds = time.perf_counter() - self._start
+        result = self._result
+        row: dict[str, Any] = {
+            "epoch": trainer.current_epoch + 1,
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "train_loss": self._loss_sum / max(self._images, 1),
+            "images_per_s": self._images / seconds,
+            "seconds": seconds,
+        }
+        if result is not None:
+            row |= {"val_loss": result.loss, "val_top1": result.top1, "val_recall": result.mean_recall}
+            row["val_top5"] = result.top5
+        _append_row(self.run, row)
+        trainer.save_checkpoint(self.run.last)
+
+
+class UnreadableImages(Callback):
+    """Count images that could not be read, list them in the run folder, and stop when they are too many.
+
+    Args:
+        run: Where.
+        limit: So many training images may be unreadable.
+        total: Training images in all, for the message.
+    """
+
+    def __init__(self, run: RunFolder, limit: int, total: int) -> None:
+        self.run = run
+        self.limit = limit
+        self.total = total
+        self.train: dict[str, str] = {}
+        self.val: dict[str, str] = {}
+
+    @property
+    def all(self) -> list[tuple[str, str]]:
+        """Path and reason of every one so far."""
+        return list((self.train | self.val).items())
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: ImageBatch, batch_idx: int
+    ) -> None:
+        """Note the batch's unreadable images.
+
+        Raises:
+            TrainingError: There are more than the limit.
+        """
+        self._note(self.train, batch.unreadable)
+        if len(self.train) > self.limit:
+            path, reason = next(iter(self.train.items()))
+            raise TrainingError(
+                f"{len(self.train)} of {self.total} training images can't be read, more than --max-bad allows"
+                f" ({self.limit}). The first: {path}: {reason}. All are listed in {self.run.unreadable}. Mend or"
+                " remove them, or raise --max-bad"
+            )
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: ImageBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Note the batch's unreadable images."""
+        self._note(self.val, batch.unreadable)
+
+    def _note(self, seen: dict[str, str], unreadable: tuple[Unreadable, ...]) -> None:
+        fresh = {bad.path: bad.reason for bad in unreadable if bad.path not in seen}
+        if not fresh:
+            return
+        seen |= fresh
+        with (
+            atomic_write(self.run.unreadable) as partial,
+            partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+        ):
+            csv.writer(file).writerows([("path", "reason"), *self.all])
+
+
+class ScreenProgress(Callback):
+    """A bar over the whole run with images/s and time left, and one line an epoch.
+
+    Args:
+        images: Training images an epoch.
+        epochs: In all.
+    """
+
+    def __init__(self, images: int, epochs: int) -> None:
+        self.images = images
+        self.epochs = epochs
+        self._open: Any = None
+        self._advance: Advance | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show the bar."""
+        seen = trainer.current_epoch * self.images
+        self._open = image_progress("training", self.images * self.epochs, seen=seen)
+        self._advance = self._open.__enter__()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: ImageBatch, batch_idx: int
+    ) -> None:
+        """Move the bar."""
+        if self._advance is not None:
+            loss = f"loss {float(outputs['loss']):.3f}" if outputs is not None else ""
+            self._advance(len(batch.images), f"epoch {trainer.current_epoch + 1}/{self.epochs}  {loss}")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print the epoch's line."""
+        keeper = next(c for c in trainer.callbacks if isinstance(c, RunKeeper))  # type: ignore[attr-defined]
+        row = read_history(keeper.run)[-1]
+        best = "  [green]best so far[/]" if keeper.best_epoch == row["epoch"] else ""
+        console.print(
+            f"epoch {int(row['epoch']):>3}/{self.epochs}   train loss {row['train_loss']:.3f}"
+            f"   val top-1 {row.get('val_top1', math.nan):6.1%}   {row['images_per_s']:.0f} images/s{best}"
+        )
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the bar away."""
+        self._close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Take the bar away."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._open is not None:
+            self._open.__exit__(None, None, None)
+            self._open = self._advance = None
+
+
+def read_history(run: RunFolder) -> list[dict[str, float]]:
+    """Return the rows of metrics.csv; columns without a value are left out."""
+    if not run.metrics.exists():
+        return []
+    with run.metrics.open(newline="", encoding="utf-8") as file:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def _append_row(run: RunFolder, row: dict[str, Any]) -> None:
+    """Add a row, dropping any of that epoch or later which a restart made void."""
+    rows: list[dict[str, Any]] = [r for r in read_history(run) if r["epoch"] < row["epoch"]]
+    with (
+        atomic_write(run.metrics) as partial,
+        partial.open("w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.DictWriter(file, COLUMNS, restval="")
+        writer.writeheader()
+        for entry in [*rows, row]:
+            writer.writerow({name: value for name, value in entry.items() if value is not None})

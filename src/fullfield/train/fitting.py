@@ -1,0 +1,78 @@
+"""Settings fitted to the data and the machine, so that `fullfield train PHOTOS` alone does something sensible.
+
+Every rule is a few lines, and every fitted value is said on the screen with its reason. The rules look at sizes
+and counts only, so that the same data on the same kind of machine gives the same settings.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from dataclasses import replace
+
+import torch
+from PIL import Image
+
+from fullfield.data import ImageData
+from fullfield.train.settings import TrainSettings
+
+__all__ = ["fit_settings", "typical_side"]
+
+STEPS_WORTH_TAKING = 2000
+
+
+def fit_settings(settings: TrainSettings, data: ImageData, device: torch.device) -> tuple[TrainSettings, list[str]]:
+    """Fill in what the user left open.
+
+    Args:
+        settings: As given.
+        data: What will be trained on.
+        device: Where.
+
+    Returns:
+        Settings without `None` where a rule exists, and one sentence for each fitted value.
+    """
+    gpu = device.type != "cpu"
+    count = len(data.splits["train"])
+    side = typical_side(data)
+    fitted: dict[str, object] = {}
+    notes: list[str] = []
+
+    def fit(name: str, value: object, why: str) -> None:
+        if getattr(settings, name) is None:
+            fitted[name] = value
+            notes.append(f"{name.replace('_', ' ')} {value}: {why}")
+
+    where = "a GPU" if gpu else "a CPU"
+    fit("model", "racnn_tiny" if gpu else "racnn_pico", f"a size that trains well on {where}")
+    size = min(max(round(side / 32) * 32, 32), 224 if gpu else 128)
+    fit(
+        "image_size", size, f"the images' shorter side is typically {side} px; at most {224 if gpu else 128} on {where}"
+    )
+    most = 128 if gpu else 32
+    batch = max(4, min(most, 2 ** max(count // 16, 1).bit_length() // 2))
+    fit("batch_size", batch, f"{count:,} training images on {where}")
+    used_batch = settings.batch_size or batch
+    steps = max(1, count // used_batch)
+    fit("epochs", min(max(round(STEPS_WORTH_TAKING / steps), 10), 100), f"about {STEPS_WORTH_TAKING:,} steps")
+    start = 0.2 if settings.weights or settings.pretrained else 1.0
+    fit("lr", float(f"{1e-3 * (used_batch / 64) ** 0.5 * start:.2g}"), f"for a batch of {used_batch}")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    fit("workers", min(8, cores - 1) if gpu else (1 if cores > 1 else 0), f"{cores} processor cores")
+    return replace(settings, **fitted), notes  # type: ignore[arg-type]
+
+
+def typical_side(data: ImageData, looks: int = 100) -> int:
+    """Return the median shorter side, pixels, of up to `looks` training images spread over the list.
+
+    Only headers are read; images that can't be opened are passed over here and reported in training.
+    """
+    samples = data.splits["train"]
+    sides = []
+    for sample in samples[:: max(1, len(samples) // looks)]:
+        try:
+            with Image.open(sample.path) as image:
+                sides.append(min(image.size))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            continue
+    return round(statistics.median(sides)) if sides else 224

@@ -1,0 +1,126 @@
+"""The bridge between a task and Lightning's Trainer: steps, optimiser and schedule.
+
+All randomness of a step (mixing, dropout, stochastic depth) is a function of the seed, the process and the step's
+number, set anew before each step. A run that was continued therefore draws the same numbers as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from torch import Tensor
+
+from fullfield.data import ImageBatch
+from fullfield.errors import TrainingError
+from fullfield.tasks.classify import ClassificationTask
+from fullfield.tasks.metrics import ClassificationMetrics, ClassificationResult
+from fullfield.train.settings import TrainSettings
+
+__all__ = ["TrainModule", "step_seed", "warmup_cosine"]
+
+
+def warmup_cosine(step: int, *, total: int, warmup: int, floor: float = 0.01) -> float:
+    """Return the factor on the peak learning rate: linear from 0 over `warmup` steps, then a cosine to `floor`.
+
+    Args:
+        step: Steps taken, from 0.
+        total: Steps of the whole run.
+        warmup: Steps of the rise.
+        floor: Factor at the end.
+    """
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    share = min(1.0, (step - warmup) / max(1, total - warmup))
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Return a seed for one step of one process; neighbouring steps give unrelated ones (splitmix64)."""
+    mixed = (seed * 1_000_003 + step) * 4099 + rank
+    mixed = (mixed + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    return mixed ^ (mixed >> 31)
+
+
+class TrainModule(pl.LightningModule):
+    """A task under training.
+
+    Args:
+        task: Model and loss.
+        settings: Fitted settings.
+        total_steps: Optimiser steps of the whole run.
+        paths: File of each training image, to name the batch in which the loss failed.
+    """
+
+    def __init__(self, task: ClassificationTask, settings: TrainSettings, total_steps: int, paths: list[str]) -> None:
+        super().__init__()
+        self.task = task
+        self.settings = settings
+        self.total_steps = total_steps
+        self._paths = paths
+        self._metrics = ClassificationMetrics(task.num_classes)
+
+    def on_train_batch_start(self, batch: ImageBatch, batch_idx: int) -> None:
+        """Set the step's randomness."""
+        torch.manual_seed(step_seed(self.settings.seed, self.current_epoch * 10_000_019 + batch_idx, self.global_rank))
+
+    def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor | None:
+        """Return the batch's loss; None skips the step, where none of its images could be read.
+
+        Raises:
+            TrainingError: The loss is not finite.
+        """
+        if not len(batch.images):
+            return None
+        loss = self.task.loss(batch)
+        if not torch.isfinite(loss):
+            files = [self._paths[index] for index in batch.indices.tolist()]
+            raise TrainingError(
+                f"the loss is {float(loss.detach())} in epoch {self.current_epoch + 1}, step {batch_idx + 1} of it"
+                f" (global step {self.global_step + 1}; images {', '.join(files[:3])}, ...). The last good weights are"
+                " kept. Try a lower --lr, --clip-grad 1, --precision 32, or look at these images"
+            )
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the figures over."""
+        self._metrics.reset()
+
+    def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        """Count one validation batch."""
+        if len(batch.images):
+            self._metrics.update(self.task(batch.images), batch.labels)
+
+    def validation_result(self) -> ClassificationResult:
+        """Return the figures of the validation pass that has just ended."""
+        return self._metrics.compute()
+
+    def on_validation_epoch_end(self) -> None:
+        """Give top-1 to early stopping."""
+        self.log("val_top1", self.validation_result().top1)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW on timm's parameter groups, warm-up and cosine by the step."""
+        s, model = self.settings, self.task.model
+        skip = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()  # type: ignore[operator]
+        if s.layer_decay is None:
+            groups = param_groups_weight_decay(model, s.weight_decay, no_weight_decay_list=skip)
+        else:
+            groups = param_groups_layer_decay(
+                model, s.weight_decay, no_weight_decay_list=skip, layer_decay=s.layer_decay
+            )
+            for group in groups:
+                group["lr"] = (s.lr or 1e-3) * group.pop("lr_scale", 1.0)
+        optimizer = torch.optim.AdamW(groups, lr=s.lr or 1e-3, weight_decay=s.weight_decay)
+        warmup = round(s.warmup_epochs * self.total_steps / (s.epochs or 1))
+
+        def factor(step: int) -> float:
+            return warmup_cosine(step, total=self.total_steps, warmup=min(warmup, self.total_steps // 2))
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,0 +1,196 @@
+"""Every setting of a training run, in one dataclass that fills the command line, YAML files and Python alike.
+
+`None` means "fitted to the data and the machine" (see `fitting.py`); the run's config.yaml holds what was used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+
+from fullfield.errors import ConfigError, nearest
+
+__all__ = ["TrainSettings", "parse_share"]
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Train a classifier on a folder of images."""
+
+    data: str
+    """Image folder (root/class/*.jpg, with or without train/val/test), CSV list (path,label), or sample:blood_cells."""
+    model: str | None = None
+    """A name of `fullfield models`, timm's included. Fitted: racnn_pico on a CPU, racnn_tiny on a GPU."""
+    model_args: tuple[str, ...] = ()
+    """More arguments of the model, as key=value (region_size=4 token_mixer=ffn)."""
+    out: str | None = None
+    """The run folder. By default the next free runs/MODEL-N."""
+    overwrite: bool = False
+    """Replace the run that is in --out."""
+
+    epochs: int | None = None
+    """Passes over the training images. Fitted: about 2,000 steps, within 10 to 100 epochs."""
+    image_size: int | None = None
+    """Side of the square image that the model sees, pixels. Fitted: the images' own, at most 128 on a CPU."""
+    batch_size: int | None = None
+    """Images a step. Fitted."""
+
+    weights: str | None = None
+    """Start from this checkpoint or run."""
+    reset_classifier: bool = False
+    """With --weights: start a new classifier if the number of classes is another."""
+    pretrained: bool = False
+    """Start from timm's weights for this model (fetched from the network)."""
+
+    lr: float | None = None
+    """Peak learning rate of AdamW. Fitted: 1e-3 * sqrt(batch / 64), a fifth of it from given weights."""
+    weight_decay: float = 0.05
+    """Of AdamW; not on biases, norms and scales."""
+    layer_decay: float | None = None
+    """Factor of the learning rate from each layer group to the one before it (0.75, say); none by default."""
+    warmup_epochs: float = 1.0
+    """Linear warm-up, then a cosine to 1 % of the peak."""
+    clip_grad: float = 1.0
+    """Largest gradient norm; 0 for no clipping."""
+    ema: float = 0.999
+    """Decay of the weights' exponential moving average, with warm-up; 0 for none. Averaged weights are evaluated."""
+    precision: Literal["auto", "32", "bf16", "16"] = "auto"
+    """Arithmetic: 32 on a CPU and bf16 mixed on a GPU by default."""
+
+    drop_path: float = 0.0
+    """Stochastic depth at the last block."""
+    drop_rate: float = 0.0
+    """Dropout before the classifier."""
+    label_smoothing: float = 0.1
+    """Share of the target spread over all classes."""
+    mixup: float = 0.0
+    """Alpha of mixup; 0 for none."""
+    cutmix: float = 0.0
+    """Alpha of CutMix; 0 for none."""
+    rand_augment: int = 0
+    """Magnitude of RandAugment, 1 to 30 (9 is usual); 0 for none."""
+    erasing: float = 0.0
+    """Probability of random erasing."""
+    scale_min: float = 0.35
+    """Smallest share of the image's area in a random crop."""
+    hflip: bool = True
+    """Flip left and right at random."""
+    vflip: bool = False
+    """Flip up and down at random."""
+
+    val_share: float = 0.15
+    """Share of the training images held out for validation, where the data has no val part."""
+    patience: int | None = None
+    """Stop after so many epochs without a better top-1."""
+    max_bad: str = "1%"
+    """Stop when more than this share of the training images can't be read."""
+    workers: int | None = None
+    """Processes that read images. Fitted."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    seed: int = 0
+    """The same seed gives the same figures on the same machine."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "image_size", "batch_size", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
+        if self.workers is not None and self.workers < 0:
+            raise ConfigError(f"workers must be at least 0, got {self.workers}")
+        for name in ("drop_path", "drop_rate", "label_smoothing", "erasing", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 0 and less than 1, got {getattr(self, name)}")
+        if self.lr is not None and not self.lr > 0:
+            raise ConfigError(f"lr must be more than 0, got {self.lr}")
+        if not 0 < self.val_share < 1:
+            raise ConfigError(f"val_share must lie between 0 and 1, got {self.val_share}")
+        if self.weights and self.pretrained:
+            raise ConfigError("weights and pretrained are two places to start from; give one")
+        parse_share(self.max_bad)
+        self.model_arguments()
+
+    def model_arguments(self) -> dict[str, Any]:
+        """Return `model_args` as a dictionary; values are read as YAML (4, 0.1, true, [7, 7, 7, 1], text)."""
+        arguments = {}
+        for item in self.model_args:
+            key, equals, value = item.partition("=")
+            if not equals or not key:
+                raise ConfigError(f"model argument {item!r} must be key=value, such as region_size=4")
+            parsed = yaml.safe_load(value)
+            arguments[key] = tuple(parsed) if isinstance(parsed, list) else parsed
+        return arguments
+
+    def to_yaml(self, heading: str = "") -> str:
+        """Return all settings as YAML, one a line, with comment lines before them."""
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        comment = "".join(f"# {line}\n" for line in heading.splitlines())
+        return comment + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str = "settings") -> Self:
+        """Make settings from a mapping.
+
+        Raises:
+            ConfigError: A key is unknown (the nearest is named), `data` is missing, or a value is impossible.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        for key in values:
+            if key not in known:
+                raise ConfigError(f"{where}: unknown setting {key!r}{nearest(str(key), known)}")
+        if "data" not in values:
+            raise ConfigError(f"{where}: the setting 'data' is missing: which images to train on")
+        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**arguments)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path, **changes: Any) -> Self:
+        """Read settings from a YAML file; `changes` win over it.
+
+        Raises:
+            ConfigError: The file can't be read, is not a mapping, or has an unknown key.
+        """
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"the settings file {path} can't be read: {error}") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"the settings file {path} must be a mapping of setting: value")
+        return cls.from_dict(values | changes, where=str(path))
+
+    def command(self) -> str:
+        """Return the shell command that repeats the run: every setting that is not the default."""
+        words = ["fullfield", "train", self.data]
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in {"data", "out", "overwrite"} or value == field.default:
+                continue
+            flag = field.name.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(f"--{flag}" if value else f"--no-{flag}")
+            elif isinstance(value, tuple):
+                words += [f"--{flag}", *value]
+            else:
+                words += [f"--{flag}", str(value)]
+        return shlex.join(words)
+
+
+def parse_share(text: str) -> float:
+    """Return a share between 0 and 1 written as "1%" or "0.01".
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    try:
+        value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise ConfigError(f"a share must be written as 1% or 0.01, between 0 and 1; got {text!r}")
+    return value
