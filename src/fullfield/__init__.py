@@ -17,6 +17,7 @@ from fullfield.version import __version__
 
 if TYPE_CHECKING:
     from fullfield.tasks.evaluate import evaluate
+    from fullfield.tasks.evaluate import evaluate as eval  # noqa: A004
     from fullfield.tasks.predict import predict
     from fullfield.train.run import train
 
@@ -24,6 +25,7 @@ __all__ = [
     "ModelInfo",
     "__version__",
     "create_model",
+    "eval",
     "evaluate",
     "list_models",
     "load",
@@ -34,12 +36,22 @@ __all__ = [
     "train",
 ]
 
-_LAZY = {"evaluate": "fullfield.tasks.evaluate", "predict": "fullfield.tasks.predict"}
+_FUNCTIONS = {
+    "eval": "fullfield.tasks.evaluate:evaluate",
+    "evaluate": "fullfield.tasks.evaluate:evaluate",
+    "predict": "fullfield.tasks.predict:predict",
+}
+_ROOMS = frozenset({"data", "layers", "measure", "tasks", "train"})
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
-    if name in {"train", "measure", "data", "tasks"}:
+    if name in _FUNCTIONS:
+        module, _, function = _FUNCTIONS[name].partition(":")
+        return getattr(import_module(module), function)
+    if name in _ROOMS:
         return import_module(f"fullfield.{name}")
     raise AttributeError(f"module 'fullfield' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_FUNCTIONS, *_ROOMS})

@@ -1,5 +1,9 @@
-"""Models: the shared skeleton, one file a family, and the registry that timm shares."""
+"""Models: the shared skeleton, one file a family, and the registry that timm shares.
 
+The room can be called: `fullfield.models("racnn*")` lists models, as `fullfield models "racnn*"` does.
+"""
+
+from fullfield.callable_room import make_callable
 from fullfield.models import racnn
 from fullfield.models.backbone import Backbone, Stage
 from fullfield.models.registry import ModelInfo, ModelSpec, create_model, list_models, model_spec
@@ -14,3 +18,5 @@ __all__ = [
     "model_spec",
     "racnn",
 ]
+
+make_callable(__name__, "fullfield.models.registry:list_models")
