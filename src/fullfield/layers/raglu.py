@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 __all__ = ["RaGLU"]
@@ -42,7 +43,11 @@ class RaGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate the values by their neighbourhood, then by their region."""
-        a, v = self.expand(x).chunk(2, dim=1)  # two (B, hidden, H, W)
+        # two convolutions by half the weights each: halves of one output would have to be copied apart
+        weight_a, weight_v = self.expand.weight.chunk(2)
+        bias_a, bias_v = self.expand.bias.chunk(2) if self.expand.bias is not None else (None, None)
+        a = F.conv2d(x, weight_a, bias_a)  # (B, hidden, H, W)
+        v = F.conv2d(x, weight_v, bias_v)
         return self.project(self.attention(self.act(self.depthwise(a)) * v))  # type: ignore[no-any-return]
 
     @property

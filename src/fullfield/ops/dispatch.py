@@ -15,10 +15,10 @@ from fullfield.errors import ConfigError, nearest
 __all__ = ["PATHS", "forced_path", "one_of"]
 
 PATHS: dict[str, tuple[str, ...]] = {
-    "dynamic_pwconv": ("reference", "bmm", "sdpa"),
-    "region_pwconv": ("reference", "bmm", "sdpa"),
+    "dynamic_pwconv": ("reference", "bmm", "sdpa", "blocked"),
+    "region_pwconv": ("reference", "bmm", "sdpa", "blocked"),
     "region_pool": ("reference", "strided"),
-    "region_gate": ("reference", "broadcast"),
+    "region_gate": ("reference", "broadcast", "gather"),
 }
 """The paths of every operator, the reference first."""
 

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fullfield.ops.blocked import mix_channels_blocked
 from fullfield.ops.checks import check_floating, check_scale
 from fullfield.ops.dispatch import forced_path, one_of
 from fullfield.ops.layout import is_channels_last
@@ -44,7 +45,7 @@ def dynamic_pwconv(
         scale: (heads,), the factor s of the logits; clamped to [-60, 60] for the cosine.
         heads: Groups of consecutive channels that are mixed among themselves; 1 is the source's operator.
         similarity: "cosine" (source, rows of unit norm) or "inner" (s * x x^T as it stands).
-        path: "sdpa", "bmm", "reference", or None for the measured rule.
+        path: "blocked", "sdpa", "bmm", "reference", or None for the measured rule.
 
     Returns:
         (B, C, *spatial), same dtype and memory format as `x`.
@@ -58,45 +59,68 @@ def dynamic_pwconv(
     check_floating(x, "x")
     check_scale(scale, x.shape[1], heads)
     one_of("similarity", similarity, SIMILARITIES)
-    path = forced_path("dynamic_pwconv", path)
+    path = forced_path("dynamic_pwconv", path) or fastest_path(x, heads, math.prod(x.shape[2:]))
     x_NGdn = x.reshape(x.shape[0], heads, x.shape[1] // heads, math.prod(x.shape[2:]))
     y = mix_channels(x_NGdn, scale, similarity, path).reshape(x.shape)
     return y.contiguous(memory_format=torch.channels_last) if is_channels_last(x) else y
 
 
-def mix_channels(x_NGdn: Tensor, scale: Tensor, similarity: str, path: str | None) -> Tensor:
+def mix_channels(x_NGdn: Tensor, scale: Tensor, similarity: str, path: str) -> Tensor:
     """Apply the equation in this file's head to N independent windows.
 
     Args:
         x_NGdn: (N, heads, d, n), windows whose rows are channels.
         scale: (heads,).
         similarity: One of `SIMILARITIES`.
-        path: "sdpa", "bmm", "reference", or None for the measured rule.
+        path: "blocked", "sdpa", "bmm" or "reference".
 
     Returns:
         (N, heads, d, n), same dtype.
     """
     if x_NGdn.numel() == 0:
         return x_NGdn.clone()
+    if path == "blocked":
+        x_Mnd = x_NGdn.transpose(2, 3).flatten(0, 1)
+        return mix_windows(x_Mnd, scale, similarity).view(x_NGdn.transpose(2, 3).shape).transpose(2, 3)
     q, k, v = _query_key_value(x_NGdn, scale, similarity)
-    if path is None:
-        path = fastest_path(x_NGdn)
     y = {"reference": _reference, "bmm": _bmm, "sdpa": _sdpa}[path](q, k, v)
     return y.to(x_NGdn.dtype)
 
 
-def fastest_path(x_NGdn: Tensor) -> str:
-    """Return the path that was fastest for windows of this shape; `benchmarks/region_ops_cpu.py` measures it.
+def mix_windows(x_Mnd: Tensor, scale: Tensor, similarity: str) -> Tensor:
+    """Apply the equation block by block; see `blocked.py`.
 
-    SDPA never stores the (d, d) maps, so it wins where they are large: wide heads, and training, where they
-    would be kept for the backward pass. Two plain matrix products win where the maps are small beside x: narrow
-    heads, or many more pixels than channels. The rule was measured on a CPU; it has not been run on a GPU.
+    Args:
+        x_Mnd: (N * heads, n, d), windows whose rows are pixels, heads running fastest.
+        scale: (heads,).
+        similarity: One of `SIMILARITIES`.
+
+    Returns:
+        (N * heads, n, d), same dtype.
+    """
+    cosine = similarity == "cosine"
+    scale = scale.clamp(-MAX_SCALE, MAX_SCALE) if cosine else scale
+    scale_M = scale.repeat(x_Mnd.shape[0] // scale.shape[0])
+    return mix_channels_blocked(x_Mnd, scale_M, normalise=cosine, eps=EPS)
+
+
+def fastest_path(x: Tensor, heads: int, pixels: int) -> str:
+    """Return the path that was fastest; `benchmarks/region_ops_cpu.py` measures it.
+
+    Args:
+        x: (B, C, ...), the input.
+        heads: Of the operator.
+        pixels: n, of one window.
+
+    On a CPU, blocks of windows that fit the cache. Under a compiler, and on a GPU (where this rule has not been
+    measured): SDPA, which never stores the (d, d) maps, unless the windows have many more pixels than the heads
+    have channels, so that the maps are small beside x and plain matrix products win.
     """
     if torch.compiler.is_exporting():  # a branch on a dynamic size would pin it; runtimes run both alike
         return "bmm"
-    width, pixels = x_NGdn.shape[2:]
-    narrow = width <= 64 and not (torch.is_grad_enabled() and x_NGdn.requires_grad)
-    return "bmm" if narrow or pixels > 2 * width else "sdpa"
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        return "blocked"
+    return "bmm" if pixels > 2 * (x.shape[1] // heads) else "sdpa"
 
 
 def _query_key_value(x: Tensor, scale: Tensor, similarity: str) -> tuple[Tensor, Tensor, Tensor]:
