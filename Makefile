@@ -37,7 +37,7 @@ imports: $(READY)
 check: lint types imports test
 
 bench: $(READY)
-	@$(BIN)/python benchmarks/racnn_cpu.py
+	@$(BIN)/python benchmarks/region_ops_cpu.py && $(BIN)/python benchmarks/racnn_cpu.py
 
 clean:
 	rm -rf $(VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

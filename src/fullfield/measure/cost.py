@@ -1,8 +1,6 @@
-"""What a model costs by count: parameters, MACs and FLOPs, from PyTorch's own dispatcher counter.
+"""What a model costs by count: parameters, MACs and FLOPs (see `models.flops`).
 
-The counter sees every matrix product and convolution that runs, dynamic products included, which counters on
-module hooks miss (6 to 17 % of RaCNN). FLOPs are its count; MACs are half of it. Nothing is computed: the model
-is built on the meta device where it allows that.
+Nothing is computed for a model that is given by name: it is built on the meta device where it allows that.
 """
 
 from __future__ import annotations
@@ -12,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from fullfield.models.flops import count_flops
 from fullfield.models.registry import create_model
 
 __all__ = ["Cost", "cost"]
@@ -53,15 +51,7 @@ def cost(model: str | nn.Module, *, image_size: int | tuple[int, int] | None = N
     else:
         name, module = type(model).__name__, model
     size = _input_size(module, image_size)
-    parameter = next(module.parameters(), torch.empty(0))
-    training = module.training
-    module.eval()
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            module(torch.zeros(1, *size, device=parameter.device, dtype=parameter.dtype))
-    finally:
-        module.train(training)
-    flops = int(counter.get_total_flops())
+    flops = count_flops(module, size)
     return Cost(name, sum(p.numel() for p in module.parameters()), flops // 2, flops, size)
 
 
