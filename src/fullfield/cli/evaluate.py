@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -14,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fullfield.cli.parse import parse
-from fullfield.files import atomic_write
+from fullfield.files import write_json
 from fullfield.progress import console, output
 from fullfield.tasks.evaluate import Evaluation, evaluate
 
@@ -62,10 +60,9 @@ def run(argv: list[str]) -> int:
     )
     _print(evaluation)
     if arguments.out:
-        console.print(f"written to {evaluation.save(arguments.out)}")
+        console.print(f"written to {escape(str(evaluation.save(arguments.out)))}", soft_wrap=True)
     if arguments.json:
-        with atomic_write(Path(arguments.json)) as partial:
-            partial.write_text(json.dumps(evaluation.to_dict(), indent=1, ensure_ascii=False), encoding="utf-8")
+        write_json(arguments.json, evaluation.to_dict())
     return 0
 
 
@@ -94,7 +91,7 @@ def _print(evaluation: Evaluation) -> None:
     screen.print(table)
     screen.print(_matrix(evaluation) if len(classes) <= MATRIX_CLASSES else _confusions(evaluation))
     for bad in evaluation.unreadable:
-        console.print(f"left out: {escape(bad.path)}: {escape(bad.reason)}", style="yellow")
+        console.print(f"left out: {escape(bad.path)}: {escape(bad.reason)}", style="yellow", soft_wrap=True)
 
 
 def _matrix(evaluation: Evaluation) -> Table:

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a mendable error, 2 wrong usage, 130 stopped by Ctrl-C.
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -32,6 +33,8 @@ _MODULES = {"eval": "evaluate"}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `fullfield ARGV` and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may not fit the terminal's encoding
     screen = Console(stderr=True, highlight=False)
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
         _print_help()
@@ -48,10 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(arguments[1:])
     except ConfigError as error:
-        screen.print(f"[red]error:[/] {escape(str(error))}")
+        screen.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
         return 2
-    except FullfieldError as error:
-        screen.print(f"[red]error:[/] {escape(str(error))}")
+    except (FullfieldError, OSError) as error:  # OSError: a name too long, a folder that may not be read, ...
+        screen.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -12,7 +10,7 @@ import tyro
 from rich.table import Table
 
 from fullfield.cli.parse import parse
-from fullfield.files import atomic_write
+from fullfield.files import write_json
 from fullfield.measure import cost
 from fullfield.models.registry import ModelInfo, list_models
 from fullfield.progress import console, output
@@ -50,8 +48,7 @@ def run(argv: list[str]) -> int:
     if not arguments.pattern:
         console.print(f"and {len(timm.list_models()) - len(infos):,} of timm's: fullfield models '*'", style="dim")
     if arguments.json:
-        with atomic_write(Path(arguments.json)) as partial:
-            partial.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        write_json(arguments.json, rows)
     return 0
 
 

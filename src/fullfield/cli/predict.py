@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import tyro
 from rich.markup import escape
 from rich.table import Table
 
 from fullfield.cli.parse import parse
-from fullfield.files import atomic_write
+from fullfield.files import write_json
 from fullfield.progress import console, output
 from fullfield.tasks.predict import predict, save_predictions
 from fullfield.tasks.source import open_model
@@ -58,11 +56,10 @@ def run(argv: list[str]) -> int:
     output().print(table)
     failed = [p for p in predictions if p.error]
     for prediction in failed:
-        console.print(escape(prediction.error or ""), style="red")
+        console.print(escape(prediction.error or ""), style="red", soft_wrap=True)
     if arguments.out:
-        console.print(f"written to {escape(str(save_predictions(predictions, arguments.out, draw=arguments.draw)))}")
+        folder = save_predictions(predictions, arguments.out, draw=arguments.draw)
+        console.print(f"written to {escape(str(folder))}", soft_wrap=True)
     if arguments.json:
-        with atomic_write(Path(arguments.json)) as partial:
-            document = [prediction.to_dict() for prediction in predictions]
-            partial.write_text(json.dumps(document, indent=1, ensure_ascii=False), encoding="utf-8")
+        write_json(arguments.json, [prediction.to_dict() for prediction in predictions])
     return 1 if failed else 0

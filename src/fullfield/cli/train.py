@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import tyro
+
 from fullfield.cli.parse import parse
 from fullfield.errors import ConfigError
 from fullfield.train.settings import TrainSettings
@@ -19,6 +21,9 @@ class TrainArguments(TrainSettings):
     from YAML (such as a run's config.yaml) before the other options; `--resume RUN` continues a run after its last
     whole epoch and takes no other option.
     """
+
+    data: tyro.conf.Positional[str]
+    """Image folder (root/class/*.jpg, with or without train/val/test), CSV list (path,label), or sample:blood_cells."""
 
 
 def run(argv: list[str]) -> int:

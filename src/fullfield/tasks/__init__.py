@@ -1,9 +1,12 @@
-"""Tasks: a model with its loss and its metric, and what one does with a trained one: evaluate, predict."""
+"""Tasks: a model with its loss and its metric, and what one does with a trained one.
+
+The functions are `fullfield.eval` and `fullfield.predict`; here those names are the modules.
+"""
 
 from fullfield.tasks.classify import ClassificationTask
-from fullfield.tasks.evaluate import Evaluation, ImageResult, evaluate
+from fullfield.tasks.evaluate import Evaluation, ImageResult
 from fullfield.tasks.metrics import ClassificationMetrics, ClassificationResult
-from fullfield.tasks.predict import Prediction, predict, save_predictions
+from fullfield.tasks.predict import Prediction, save_predictions
 from fullfield.tasks.run_folder import RunFolder
 from fullfield.tasks.source import OpenedModel, open_model
 
@@ -16,8 +19,6 @@ __all__ = [
     "OpenedModel",
     "Prediction",
     "RunFolder",
-    "evaluate",
     "open_model",
-    "predict",
     "save_predictions",
 ]

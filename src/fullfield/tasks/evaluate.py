@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from fullfield.data import ImageClassification, ImageData, Sample, Unreadable, collate, eval_transform, read_image_data
-from fullfield.errors import DataError
-from fullfield.files import atomic_write, write_error
+from fullfield.errors import ConfigError, DataError
+from fullfield.files import atomic_write, write_error, write_json
 from fullfield.progress import image_progress
 from fullfield.tasks.metrics import ClassificationMetrics, ClassificationResult
+from fullfield.tasks.run_folder import read_run_data
 from fullfield.tasks.source import OpenedModel, open_model
 
 __all__ = ["Evaluation", "ImageResult", "evaluate", "evaluate_samples"]
@@ -75,8 +75,7 @@ class Evaluation:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise write_error(folder, error) from error
-        with atomic_write(folder / "evaluation.json") as partial:
-            partial.write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False), encoding="utf-8")
+        write_json(folder / "evaluation.json", self.to_dict())
         rows: list[list[Any]] = [
             [
                 image.path,
@@ -118,12 +117,17 @@ def evaluate(
     Raises:
         DataError: The data can't be read, has classes that the model does not know, or has no such split.
         CheckpointError: The source is not a usable model.
+        ConfigError: An argument has an impossible value.
     """
+    if batch_size < 1 or workers < 0:
+        raise ConfigError(f"batch_size must be at least 1 and workers at least 0, got {batch_size} and {workers}")
     opened = open_model(source, pretrained=pretrained, device=device)
     own = data is None
     if data is None:
-        from fullfield.tasks.run_folder import read_run_data
-
+        if opened.name == str(source) and not Path(source).exists():
+            raise DataError(
+                f"{source} is a registered model without data of its own; name the images to evaluate it on"
+            )
         contents = read_run_data(source)
     else:
         contents = read_image_data(data)
@@ -206,5 +210,8 @@ def _finite(value: float) -> float | None:
 
 
 def _write_csv(path: Path, rows: Sequence[Sequence[Any]]) -> None:
-    with atomic_write(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+    with (
+        atomic_write(path) as partial,
+        partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         csv.writer(file).writerows(rows)

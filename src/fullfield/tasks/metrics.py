@@ -96,7 +96,8 @@ class ClassificationMetrics(nn.Module):
         if not len(labels):
             return
         logits = logits.float()
-        self.loss.update(F.cross_entropy(logits, labels), weight=len(labels))
+        # one value an image: torchmetrics 1.9 drops the weight of a batch's mean where NaN is let through
+        self.loss.update(F.cross_entropy(logits, labels, reduction="none"))
         self.confusion.update(logits.argmax(dim=1), labels)
         if self.num_classes > 5:
             self.top5_hits.update((logits.topk(5, dim=1).indices == labels[:, None]).any(dim=1).sum())

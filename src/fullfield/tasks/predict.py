@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,8 @@ import torch
 from torch import Tensor
 
 from fullfield.data import IMAGE_EXTENSIONS, eval_transform, read_image
-from fullfield.errors import DataError, ImageError, nearest
-from fullfield.files import atomic_write, write_error
+from fullfield.errors import ConfigError, DataError, ImageError, nearest
+from fullfield.files import atomic_write, write_error, write_json
 from fullfield.progress import image_progress
 from fullfield.tasks.draw import draw_prediction
 from fullfield.tasks.source import OpenedModel, open_model
@@ -63,7 +62,10 @@ def predict(
     Raises:
         DataError: A path does not exist, or a folder holds no image.
         CheckpointError: The source is not a usable model.
+        ConfigError: An argument has an impossible value.
     """
+    if top < 1 or batch_size < 1:
+        raise ConfigError(f"top and batch_size must be at least 1, got {top} and {batch_size}")
     opened = source if isinstance(source, OpenedModel) else open_model(source, pretrained=pretrained, device=device)
     files = find_images([images] if isinstance(images, str | Path) else images)
     results: list[Prediction] = []
@@ -137,12 +139,10 @@ def save_predictions(predictions: Sequence[Prediction], folder: str | Path, *, d
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise write_error(folder, error) from error
-    with atomic_write(folder / "predictions.json") as partial:
-        document = [prediction.to_dict() for prediction in predictions]
-        partial.write_text(json.dumps(document, indent=1, ensure_ascii=False), encoding="utf-8")
+    write_json(folder / "predictions.json", [prediction.to_dict() for prediction in predictions])
     with (
         atomic_write(folder / "predictions.csv") as partial,
-        partial.open("w", newline="", encoding="utf-8") as file,
+        partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
     ):
         writer = csv.writer(file)
         writer.writerow(["path", "class", "probability", "error"])

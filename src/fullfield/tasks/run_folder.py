@@ -71,30 +71,50 @@ class RunFolder:
 
         Args:
             path: Where; parents are made too.
-            overwrite: Delete the run that is there first. What is not a run is never deleted.
+            overwrite: Delete the run that is there first. What is not part of a run is never deleted.
 
         Raises:
             RunError: There is something already, or the folder can't be written.
         """
-        path = Path(path)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            is_run = (path / "config.yaml").is_file()
-            if not is_run:
-                raise RunError(f"{path} exists and is not a run; nothing was written. Choose another --out")
-            if not overwrite:
-                raise RunError(
-                    f"the run {path} exists and is never overwritten unasked. Choose another --out, continue it with"
-                    f" --resume {path}, or replace it with --overwrite"
-                )
-            shutil.rmtree(path)
+        run = cls(Path(path))
         try:
-            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            probe = path / ".writable"
+            str(path).encode("utf-8")
+        except UnicodeEncodeError:
+            raise RunError(
+                f"{path} is not UTF-8, and weights can't be read from such a path; choose another --out"
+            ) from None
+        try:
+            if _is_taken(run.path):
+                run._clear(overwrite)
+            (run.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            probe = run.path / ".writable"
             probe.touch()
             probe.unlink()
+        except RunError:
+            raise
         except OSError as error:
-            raise write_error(path, error) from error
-        return cls(path)
+            raise write_error(run.path, error) from error
+        return run
+
+    def _clear(self, overwrite: bool) -> None:
+        """Delete the parts of a run, and nothing that Fullfield has not made.
+
+        Raises:
+            RunError: It is not a run, or `overwrite` is false.
+        """
+        path = self.path
+        if not (self.config.is_file() and self.best.parent.is_dir()):
+            raise RunError(f"{path} exists and is not a run; nothing was written. Choose another --out")
+        if not overwrite:
+            raise RunError(
+                f"the run {path} exists and is never overwritten unasked. Choose another --out, continue it with"
+                f" --resume {path}, or replace it with --overwrite"
+            )
+        for folder in (self.best.parent, self.evaluation):
+            if folder.is_dir():
+                shutil.rmtree(folder)
+        for file in (self.config, self.metrics, self.unreadable, self.report):
+            file.unlink(missing_ok=True)
 
     @classmethod
     def next_free(cls, parent: str | Path, name: str) -> Path:
@@ -132,6 +152,10 @@ class RunFolder:
         return config
 
 
+def _is_taken(path: Path) -> bool:
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+
 def read_run_data(source: str | Path) -> ImageData:
     """Read the data that a run was trained on, with the same split.
 
@@ -139,10 +163,13 @@ def read_run_data(source: str | Path) -> ImageData:
         source: A run folder, or a checkpoint file inside one.
 
     Raises:
-        RunError: It is not a run.
+        RunError: It is not a run, or its settings do not say what it was trained on.
         DataError: The data is not there any more.
     """
     path = Path(source)
     run = RunFolder.open(path.parent.parent if path.is_file() else path)
     config = run.read_config()
+    missing = sorted({"data", "val_share", "seed"} - config.keys())
+    if missing:
+        raise RunError(f"{run.config} lacks {', '.join(missing)}; restore it, or name the data to use")
     return read_image_data(config["data"], val_share=config["val_share"], seed=config["seed"])

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import timm
 import timm.data
 import torch
 from torch import nn
@@ -55,7 +56,7 @@ def open_model(source: str | Path, *, pretrained: bool = False, device: str = "a
     """
     where = pick_device(device)
     path = Path(source)
-    if not path.exists() and (path.suffix == "" and len(path.parts) == 1):
+    if not path.exists() and len(path.parts) == 1 and (path.suffix == "" or path.name in timm.list_pretrained()):
         return _open_registered(str(source), pretrained, where)
     checkpoint = load_checkpoint(find_weights(path))
     found = checkpoint.metadata
@@ -74,7 +75,12 @@ def open_model(source: str | Path, *, pretrained: bool = False, device: str = "a
 
 
 def _open_registered(name: str, pretrained: bool, device: torch.device) -> OpenedModel:
-    model = create_model(name, pretrained=pretrained).eval().to(device)
+    try:
+        model = create_model(name, pretrained=pretrained).eval().to(device)
+    except (RuntimeError, OSError) as error:
+        if not pretrained:
+            raise
+        raise CheckpointError(no_pretrained(name, error)) from error
     data = timm.data.resolve_model_data_config(model)
     count = int(getattr(model, "num_classes", 0))
     if count == 1000:
@@ -93,6 +99,14 @@ def _open_registered(name: str, pretrained: bool, device: torch.device) -> Opene
     return OpenedModel(name, model, classes, preprocess, trained=pretrained, source=name)
 
 
+def no_pretrained(name: str, error: Exception) -> str:
+    """Return the message for weights of timm's that could not be had."""
+    return (
+        f"the pretrained weights of {name} can't be had ({str(error).splitlines()[0]}). Check the network and"
+        " `fullfield models`, or leave out --pretrained"
+    )
+
+
 def pick_device(device: str) -> torch.device:
     """Return the device to compute on.
 
@@ -103,7 +117,7 @@ def pick_device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         picked = torch.device(device)
-        torch.empty(1, device=picked)
+        torch.zeros(1, device=picked).item()  # "meta" exists, and holds no numbers
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device {device!r} can't be used here ({reason}); try --device auto or cpu") from error

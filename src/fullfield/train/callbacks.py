@@ -13,7 +13,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, WeightAveraging
+from pytorch_lightning.callbacks import Callback, EarlyStopping, WeightAveraging
 from torch import Tensor
 
 from fullfield.data import ImageBatch, Unreadable
@@ -25,7 +25,7 @@ from fullfield.tasks.metrics import ClassificationResult
 from fullfield.tasks.run_folder import RunFolder
 from fullfield.train.module import TrainModule
 
-__all__ = ["COLUMNS", "RunKeeper", "ScreenProgress", "UnreadableImages", "averaging", "read_history"]
+__all__ = ["COLUMNS", "Patience", "RunKeeper", "ScreenProgress", "UnreadableImages", "averaging", "read_history"]
 
 COLUMNS = ("epoch", "lr", "train_loss", "val_loss", "val_top1", "val_top5", "val_recall", "images_per_s", "seconds")
 
@@ -81,7 +81,7 @@ class RunKeeper(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: ImageBatch, batch_idx: int
     ) -> None:
         """Add the batch to the epoch's sums."""
-        if outputs is not None:
+        if outputs:  # nothing was computed where no image of the batch could be read
             self._loss_sum += float(outputs["loss"]) * len(batch.images)
             self._images += len(batch.images)
 
@@ -108,7 +108,7 @@ class RunKeeper(Callback):
         result = self._result
         row: dict[str, Any] = {
             "epoch": trainer.current_epoch + 1,
-            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "lr": max(group["lr"] for group in trainer.optimizers[0].param_groups),  # with layer decay, the head's
             "train_loss": self._loss_sum / max(self._images, 1),
             "images_per_s": self._images / seconds,
             "seconds": seconds,
@@ -140,6 +140,14 @@ class UnreadableImages(Callback):
     def all(self) -> list[tuple[str, str]]:
         """Path and reason of every one so far."""
         return list((self.train | self.val).items())
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive a restart."""
+        return {"train": dict(self.train), "val": dict(self.val)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it back."""
+        self.train, self.val = dict(state_dict["train"]), dict(state_dict["val"])
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: ImageBatch, batch_idx: int
@@ -182,6 +190,23 @@ class UnreadableImages(Callback):
             csv.writer(file).writerows([("path", "reason"), *self.all])
 
 
+class Patience(EarlyStopping):
+    """Stop after `patience` epochs without a better top-1; a run that was stopped so stays stopped when resumed.
+
+    The check comes with validation, before `RunKeeper` saves the epoch's state, so that the count is in it.
+
+    Args:
+        patience: Epochs.
+    """
+
+    def __init__(self, patience: int) -> None:
+        super().__init__("val_top1", mode="max", patience=patience, check_on_train_epoch_end=False)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Go no further if patience ended before a restart."""
+        trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
+
+
 class ScreenProgress(Callback):
     """A bar over the whole run with images/s and time left, and one line an epoch.
 
@@ -207,7 +232,7 @@ class ScreenProgress(Callback):
     ) -> None:
         """Move the bar."""
         if self._advance is not None:
-            loss = f"loss {float(outputs['loss']):.3f}" if outputs is not None else ""
+            loss = f"loss {float(outputs['loss']):.3f}" if outputs else ""
             self._advance(len(batch.images), f"epoch {trainer.current_epoch + 1}/{self.epochs}  {loss}")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -252,4 +277,5 @@ def _append_row(run: RunFolder, row: dict[str, Any]) -> None:
         writer = csv.DictWriter(file, COLUMNS, restval="")
         writer.writeheader()
         for entry in [*rows, row]:
-            writer.writerow({name: value for name, value in entry.items() if value is not None})
+            values = {name: value for name, value in entry.items() if value is not None}
+            writer.writerow(values | {"epoch": int(entry["epoch"])})

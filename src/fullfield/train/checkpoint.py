@@ -24,8 +24,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             RunError: The disk is full or the folder can't be written; the previous checkpoint is intact.
         """
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as partial:
-            torch.save(checkpoint, partial)
+        # through a file of Python's: given a path, torch does not say that the disk is full
+        with atomic_write(path) as partial, partial.open("wb") as file:
+            torch.save(checkpoint, file)
 
 
 def checkpoint_epoch(path: Path) -> int:
@@ -38,6 +39,8 @@ def checkpoint_epoch(path: Path) -> int:
         raise CheckpointError(f"{path} does not exist: the run ended before its first epoch did. Start it again")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if not isinstance(state, dict):
+            raise TypeError("it is not a trainer's state")
         return int(state["epoch"]) + 1
     except Exception as error:  # torch.load raises many kinds for a damaged archive
         raise CheckpointError(

@@ -73,11 +73,19 @@ class TrainModule(pl.LightningModule):
         """Return the batch's loss; None skips the step, where none of its images could be read.
 
         Raises:
-            TrainingError: The loss is not finite.
+            TrainingError: The loss is not finite, or the batch is a single image that BatchNorm can't normalise.
         """
         if not len(batch.images):
             return None
-        loss = self.task.loss(batch)
+        try:
+            loss = self.task.loss(batch)
+        except ValueError as error:
+            if len(batch.images) > 1:
+                raise
+            raise TrainingError(
+                f"a batch of one image of {batch.images.shape[-1]} pixels can't be normalised ({error}). Use a"
+                " --batch-size of 2 or more, or a larger --image-size"
+            ) from error
         if not torch.isfinite(loss):
             files = [self._paths[index] for index in batch.indices.tolist()]
             raise TrainingError(

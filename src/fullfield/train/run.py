@@ -6,11 +6,13 @@ The parts live elsewhere (`fitting`, `module`, `callbacks`, `report`); this file
 from __future__ import annotations
 
 import logging
+import shlex
 import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +37,14 @@ from fullfield.data import (
 )
 from fullfield.errors import ConfigError, TrainingError, nearest
 from fullfield.files import atomic_write
-from fullfield.models.registry import create_model
-from fullfield.models.weights import load
+from fullfield.models.registry import create_model, model_spec
+from fullfield.models.weights import load, load_checkpoint
 from fullfield.progress import console
 from fullfield.tasks.classify import ClassificationTask
 from fullfield.tasks.evaluate import Evaluation, evaluate_samples
 from fullfield.tasks.run_folder import RunFolder
 from fullfield.tasks.source import checkpoint_metadata, open_model, pick_device
-from fullfield.train.callbacks import RunKeeper, ScreenProgress, UnreadableImages, averaging
+from fullfield.train.callbacks import Patience, RunKeeper, ScreenProgress, UnreadableImages, averaging
 from fullfield.train.checkpoint import AtomicCheckpointIO, checkpoint_epoch
 from fullfield.train.fitting import fit_settings
 from fullfield.train.module import TrainModule
@@ -51,6 +53,8 @@ from fullfield.train.settings import TrainSettings, parse_share
 from fullfield.train.summary import run_report
 
 __all__ = ["TrainResult", "train"]
+
+_DROP_RATES = ("drop_path_rate", "drop_rate")
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,11 @@ def train(
         run = RunFolder.open(resume)
         settings = TrainSettings.from_dict(run.read_config(), where=str(run.config))
         done = checkpoint_epoch(run.last)
-        console.print(f"Continuing [bold]{escape(str(run.path))}[/] after epoch {done} of {settings.epochs}")
+        where = f"[bold]{escape(str(run.path))}[/]"
+        console.print(f"Continuing {where} after epoch {done} of {settings.epochs}", soft_wrap=True)
         return _run(settings, run)
+    if settings is not None and (data is not None or options):
+        raise ConfigError("settings hold the data and all options; give nothing else with them")
     if settings is None:
         if data is None:
             raise ConfigError("train needs data: an image folder, a CSV list or sample:blood_cells")
@@ -118,17 +125,23 @@ def _check_names(options: dict[str, Any]) -> None:
 def _run(settings: TrainSettings, resumed: RunFolder | None) -> TrainResult:
     device = pick_device(settings.device)
     data = read_image_data(settings.data, val_share=settings.val_share, seed=settings.seed)
+    if settings.weights and resumed is None:
+        settings = _fit_to_weights(settings, settings.weights)
     settings, fitted = fit_settings(settings, data, device)
     _say_start(data, fitted, device)
     torch.manual_seed(settings.seed)
-    model = _build_model(settings, data)
+    # a resumed run has weights of its own; those that it started from may be gone
+    start = settings.weights and str(resumed.best if resumed else settings.weights)
+    model = _load_model(settings, start, data) if start else _build_model(settings, data)
     preprocess = Preprocess(image_size=settings.image_size or 224, channels=_channels(model))
     run = resumed or RunFolder.create(
         settings.out or RunFolder.next_free("runs", settings.model or "model"), overwrite=settings.overwrite
     )
     if resumed is None:
         with atomic_write(run.config) as partial:
-            partial.write_text(settings.to_yaml(f"Repeat with: {settings.command()}"), encoding="utf-8")
+            # --config with this file must not overwrite the run in its turn
+            text = replace(settings, overwrite=False).to_yaml(f"Repeat with: {settings.command()}")
+            partial.write_text(text, encoding="utf-8", errors="backslashreplace")
     metadata = checkpoint_metadata(data.classes, preprocess)
     bad = _fit(settings, data, model, preprocess, run, metadata, device, resume=resumed is not None)
 
@@ -141,23 +154,61 @@ def _run(settings: TrainSettings, resumed: RunFolder | None) -> TrainResult:
     return TrainResult(run.path, settings, evaluation, report)
 
 
+def _fit_to_weights(settings: TrainSettings, weights: str) -> TrainSettings:
+    """Return the settings with the model, and if left open the image size, of the weights to start from.
+
+    Raises:
+        ConfigError: The settings ask for another model.
+    """
+    checkpoint = load_checkpoint(weights)
+    spec = checkpoint.spec
+    asked = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.model_arguments().items()}  # as in JSON
+    if settings.model not in (None, spec.name) or any(spec.arguments.get(k) != v for k, v in asked.items()):
+        raise ConfigError(
+            f"{weights} holds {spec.name} with {spec.arguments}, and its architecture can't be changed; leave out"
+            " model and model_args, or weights"
+        )
+    image_size = settings.image_size or checkpoint.metadata.get("preprocess", {}).get("image_size")
+    return replace(settings, model=spec.name, image_size=image_size)
+
+
+def _load_model(settings: TrainSettings, weights: str, data: ImageData) -> nn.Module:
+    """Return the model of a checkpoint, with this run's rates of dropping."""
+    model = load(weights, num_classes=len(data.classes), reset_classifier=settings.reset_classifier)
+    spec = model_spec(model)
+    if spec is None or {k: v for k, v in spec.arguments.items() if k in _DROP_RATES and v} == _drop_rates(settings):
+        return model.train()
+    arguments = {k: v for k, v in spec.arguments.items() if k not in _DROP_RATES}
+    changed = _create(spec.name, **arguments, **_drop_rates(settings))
+    changed.load_state_dict(model.state_dict())
+    return changed.train()
+
+
 def _build_model(settings: TrainSettings, data: ImageData) -> nn.Module:
-    classes = len(data.classes)
-    if settings.weights:
-        return load(settings.weights, num_classes=classes, reset_classifier=settings.reset_classifier).train()
     name = settings.model or "racnn_pico"
-    arguments = settings.model_arguments()
-    if settings.drop_path:
-        arguments["drop_path_rate"] = settings.drop_path
-    if settings.drop_rate:
-        arguments["drop_rate"] = settings.drop_rate
-    pretrained_cfg = timm.get_pretrained_cfg(name)
-    if pretrained_cfg is not None and pretrained_cfg.fixed_input_size:
+    arguments = settings.model_arguments() | _drop_rates(settings)
+    cfg = timm.get_pretrained_cfg(name.partition(".")[0])  # without the tag, which may not exist
+    if cfg is not None and cfg.fixed_input_size:
         arguments.setdefault("img_size", settings.image_size)
+    if settings.pretrained:
+        arguments["pretrained"] = True
+    return _create(name, **{"num_classes": len(data.classes), **arguments})
+
+
+def _create(name: str, **arguments: Any) -> nn.Module:
     try:
-        return create_model(name, pretrained=settings.pretrained, num_classes=classes, **arguments)
-    except (TypeError, AssertionError) as error:
-        raise ConfigError(f"{name} can't be built with {arguments}: {error}. See its arguments in the docs") from error
+        return create_model(name, **arguments)
+    except (TypeError, AssertionError, RuntimeError, OSError) as error:
+        raise ConfigError(
+            f"{name} can't be built with {arguments}: {str(error).splitlines()[0].rstrip('.')}. See its arguments in"
+            " the docs"
+        ) from error
+
+
+def _drop_rates(settings: TrainSettings) -> dict[str, float]:
+    """Return the arguments of `create_model` for stochastic depth and dropout, where they are on."""
+    rates = zip(_DROP_RATES, (settings.drop_path, settings.drop_rate), strict=True)
+    return {name: rate for name, rate in rates if rate}
 
 
 def _channels(model: nn.Module) -> int:
@@ -211,14 +262,15 @@ def _fit(
     )
     epochs = settings.epochs or 1
     module = TrainModule(task, settings, epochs * len(train_loader), [str(s.path) for s in samples])
-    unreadable = UnreadableImages(run, int(parse_share(settings.max_bad) * len(samples)), len(samples))
+    limit = int(parse_share(settings.max_bad) * len(samples) + 1e-9)  # 29 % of 100 is 28.999... in floating point
+    unreadable = UnreadableImages(run, limit, len(samples))
     images = len(train_loader) * (settings.batch_size or 32) if train_loader.drop_last else len(samples)
     callbacks: list[pl.Callback] = [unreadable, RunKeeper(run, metadata)]
     if settings.ema:
         callbacks.append(averaging(settings.ema))
     callbacks.append(ScreenProgress(images, epochs))
     if settings.patience:
-        callbacks.append(pl.callbacks.EarlyStopping("val_top1", mode="max", patience=settings.patience))
+        callbacks.append(Patience(settings.patience))
     with _quiet_lightning():
         trainer = pl.Trainer(
             accelerator="gpu" if device.type == "cuda" else device.type,
@@ -268,6 +320,7 @@ def _quiet_lightning() -> Iterator[None]:
 @contextmanager
 def _interruptible(run: RunFolder) -> Iterator[None]:
     """Turn Lightning's exit on Ctrl-C into KeyboardInterrupt, and say how to go on."""
+    main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -275,19 +328,19 @@ def _interruptible(run: RunFolder) -> Iterator[None]:
         if not isinstance(stopped.__context__, KeyboardInterrupt):
             raise
         if run.last.exists():
-            console.print(
-                f"\nStopped. Continue with:  fullfield train --resume {escape(str(run.path))}", soft_wrap=True
-            )
+            place = escape(shlex.quote(str(run.path)))
+            console.print(f"\nStopped. Continue with:  fullfield train --resume {place}", soft_wrap=True)
         else:
             console.print("\nStopped before the first epoch was saved.")
         raise KeyboardInterrupt from stopped
     finally:
-        signal.signal(signal.SIGINT, handler)
+        if main:  # no other thread gets or may set handlers
+            signal.signal(signal.SIGINT, handler)
 
 
 def _say_start(data: ImageData, fitted: list[str], device: torch.device) -> None:
     counts = ", ".join(f"{len(samples):,} {split}" for split, samples in data.splits.items())
-    console.print(f"[bold]{escape(data.source)}[/]: {len(data.classes)} classes, {counts} images")
+    console.print(f"[bold]{escape(data.source)}[/]: {len(data.classes)} classes, {counts} images", soft_wrap=True)
     for note in data.notes:
         console.print(f"  {escape(note)}", style="dim", soft_wrap=True)
     if fitted:
@@ -309,4 +362,4 @@ def _say_end(run: RunFolder, evaluation: Evaluation, bad: list[tuple[str, str]])
         )
     console.print(f"Run      {escape(str(run.path))}", soft_wrap=True)
     console.print(f"Report   {escape(str(run.report))}", soft_wrap=True)
-    console.print(f"Use it   fullfield predict {escape(str(run.path))} IMAGE...", soft_wrap=True)
+    console.print(f"Use it   fullfield predict {escape(shlex.quote(str(run.path)))} IMAGE...", soft_wrap=True)

@@ -6,17 +6,22 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from types import NoneType, UnionType
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 import yaml
 
 from fullfield.errors import ConfigError, nearest
 
 __all__ = ["TrainSettings", "parse_share"]
+
+_Limit = tuple[str, Callable[[Any], bool]]
 
 
 @dataclass(frozen=True)
@@ -98,22 +103,18 @@ class TrainSettings:
     """The same seed gives the same figures on the same machine."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "image_size", "batch_size", "patience"):
+        for name, kind in get_type_hints(type(self)).items():
+            object.__setattr__(self, name, _typed(name, getattr(self, name), kind))
+        for name, (allowed, holds) in _LIMITS.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}")
-        if self.workers is not None and self.workers < 0:
-            raise ConfigError(f"workers must be at least 0, got {self.workers}")
-        for name in ("drop_path", "drop_rate", "label_smoothing", "erasing", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 0 and less than 1, got {getattr(self, name)}")
-        if self.lr is not None and not self.lr > 0:
-            raise ConfigError(f"lr must be more than 0, got {self.lr}")
-        if not 0 < self.val_share < 1:
-            raise ConfigError(f"val_share must lie between 0 and 1, got {self.val_share}")
+            if value is not None and not holds(value):
+                raise ConfigError(f"{name} must be {allowed}, got {value}")
         if self.weights and self.pretrained:
             raise ConfigError("weights and pretrained are two places to start from; give one")
-        parse_share(self.max_bad)
+        try:
+            parse_share(self.max_bad)
+        except ConfigError as error:
+            raise ConfigError(f"max_bad: {error}") from None
         self.model_arguments()
 
     def model_arguments(self) -> dict[str, Any]:
@@ -123,7 +124,10 @@ class TrainSettings:
             key, equals, value = item.partition("=")
             if not equals or not key:
                 raise ConfigError(f"model argument {item!r} must be key=value, such as region_size=4")
-            parsed = yaml.safe_load(value)
+            try:
+                parsed = yaml.safe_load(value)
+            except yaml.YAMLError as error:
+                raise ConfigError(f"model argument {item!r} is not readable: write lists as [8,16]") from error
             arguments[key] = tuple(parsed) if isinstance(parsed, list) else parsed
         return arguments
 
@@ -146,8 +150,7 @@ class TrainSettings:
                 raise ConfigError(f"{where}: unknown setting {key!r}{nearest(str(key), known)}")
         if "data" not in values:
             raise ConfigError(f"{where}: the setting 'data' is missing: which images to train on")
-        arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**arguments)
+        return cls(**values)
 
     @classmethod
     def from_yaml(cls, path: str | Path, **changes: Any) -> Self:
@@ -179,6 +182,49 @@ class TrainSettings:
             else:
                 words += [f"--{flag}", str(value)]
         return shlex.join(words)
+
+
+_AT_LEAST_1: _Limit = ("at least 1", lambda value: value >= 1)
+_NOT_NEGATIVE: _Limit = ("at least 0 and finite", lambda value: 0 <= value < math.inf)
+_BELOW_1: _Limit = ("at least 0 and less than 1", lambda value: 0 <= value < 1)
+_POSITIVE_SHARE: _Limit = ("more than 0 and at most 1", lambda value: 0 < value <= 1)
+_LIMITS: dict[str, _Limit] = {
+    **dict.fromkeys(("epochs", "image_size", "batch_size", "patience"), _AT_LEAST_1),
+    **dict.fromkeys(("workers", "weight_decay", "warmup_epochs", "clip_grad", "mixup", "cutmix"), _NOT_NEGATIVE),
+    **dict.fromkeys(("ema", "drop_path", "drop_rate", "label_smoothing", "erasing"), _BELOW_1),
+    **dict.fromkeys(("layer_decay", "scale_min"), _POSITIVE_SHARE),
+    "lr": ("more than 0 and finite", lambda value: 0 < value < math.inf),
+    "rand_augment": ("between 0 (off) and 30", lambda value: 0 <= value <= 30),
+    "val_share": ("between 0 and 1, both excluded", lambda value: 0 < value < 1),
+}
+_EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+
+
+def _typed(name: str, value: Any, kind: Any) -> Any:
+    """Return `value` as its field's type, or raise ConfigError; YAML and Python spell some types loosely."""
+    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    if value is None and NoneType in kinds:
+        return None
+    kind = kinds[0]
+    if get_origin(kind) is Literal:
+        if str(value) not in get_args(kind):  # 32 is a number in YAML
+            raise ConfigError(f"{name} must be one of {', '.join(get_args(kind))}, got {value!r}")
+        return str(value)
+    if get_origin(kind) is tuple:
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise ConfigError(f"{name} must be a list of text, got {value!r}")
+        return tuple(map(str, value))
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is str and (isinstance(value, str | Path) or is_number):
+        return str(value)
+    if kind is float and isinstance(value, str):  # YAML takes 1e-3, without a point, for text
+        with suppress(ValueError):
+            return float(value)
+    if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        return value
+    if kind is float and is_number:
+        return float(value)
+    raise ConfigError(f"{name} must be {_EXPECTED[kind]}, got {value!r}")
 
 
 def parse_share(text: str) -> float:

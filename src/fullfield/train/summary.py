@@ -10,6 +10,7 @@ import platform
 import torch
 
 from fullfield.data import ImageData
+from fullfield.models.flops import count_flops
 from fullfield.tasks.evaluate import Evaluation, ImageResult
 from fullfield.tasks.run_folder import RunFolder
 from fullfield.tasks.source import open_model
@@ -58,8 +59,10 @@ def run_report(
         fitted: Why fitted settings have their values.
         device: Where it ran.
     """
-    model = open_model(run.path, device="cpu").model
-    metrics = evaluation.result.scalars() | {"params": float(sum(p.numel() for p in model.parameters()))}
+    opened = open_model(run.path, device="cpu")
+    side = opened.preprocess.image_size
+    flops = count_flops(opened.model, (opened.preprocess.channels, side, side))
+    counts = {"params": sum(p.numel() for p in opened.model.parameters()), "macs": flops // 2}
     ranked = sorted(evaluation.images, key=lambda image: -image.confidence)
     notes = [*data.notes, *(f"Fitted {line}." for line in fitted)]
     if evaluation.split == "val":
@@ -81,9 +84,10 @@ def run_report(
         classes=evaluation.classes,
         split=evaluation.split,
         confusion=evaluation.result.confusion,
-        metrics=metrics,
+        metrics={**evaluation.result.scalars(), **counts},
         best=[shown(image) for image in ranked if image.right][:SHOWN],
         worst=[shown(image) for image in ranked if not image.right][:SHOWN],
-        unreadable=[*unreadable, *((bad.path, bad.reason) for bad in evaluation.unreadable)],
+        # validation images may be in both
+        unreadable=list((dict(unreadable) | {bad.path: bad.reason for bad in evaluation.unreadable}).items()),
         notes=notes,
     )
