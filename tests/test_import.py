@@ -1,0 +1,71 @@
+"""What `import fullfield` loads, how long it takes, and that it leaves timm as it was."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+MEASURE = """
+import json, sys, time
+import timm
+names = timm.list_models()
+entrypoints = {name: timm.models.model_entrypoint(name) for name in names}
+start = time.perf_counter()
+import fullfield
+seconds = time.perf_counter() - start
+after = timm.list_models()
+print(json.dumps({
+    "seconds": seconds,
+    "loaded": sorted(sys.modules),
+    "gone": sorted(set(names) - set(after)),
+    "new": sorted(set(after) - set(names)),
+    "ours": sorted(info.name for info in fullfield.list_models()),
+    "changed": [name for name in names if timm.models.model_entrypoint(name) is not entrypoints[name]],
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, Any]:
+    done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True, timeout=200)
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+@pytest.mark.parametrize("name", ["pytorch_lightning", "torchmetrics", "matplotlib", "tyro", "jinja2", "torchdata"])
+def test_import_loads_nothing_that_only_training_or_the_command_line_needs(measured: dict[str, Any], name: str) -> None:
+    assert "fullfield.models.racnn" in measured["loaded"]
+    assert not [module for module in measured["loaded"] if module.split(".")[0] == name]
+
+
+def test_import_takes_less_than_three_seconds_beyond_timm(measured: dict[str, Any]) -> None:
+    assert measured["seconds"] < 3.0
+
+
+def test_list_of_timm_grows_by_exactly_our_names(measured: dict[str, Any]) -> None:
+    assert measured["gone"] == []
+    assert measured["new"] == measured["ours"]
+    assert "racnn_tiny" in measured["ours"]
+
+
+def test_models_of_timm_are_the_same_objects_as_before(measured: dict[str, Any]) -> None:
+    assert measured["changed"] == []
+
+
+def test_every_public_name_is_there() -> None:
+    import fullfield
+
+    for name in fullfield.__all__:
+        assert getattr(fullfield, name) is not None
+    assert set(fullfield.__all__) <= set(dir(fullfield))
+
+
+def test_unknown_name_is_an_attribute_error() -> None:
+    import fullfield
+
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = fullfield.nothing

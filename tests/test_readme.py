@@ -1,0 +1,85 @@
+"""What README.md tells the user to type works: commands parse, Python runs, files and make targets exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from fullfield.cli import evaluate, main, models, predict, train
+from fullfield.cli.parse import parse
+from fullfield.measure import cost
+from fullfield.train.settings import TrainSettings
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+COMMANDS = [
+    shlex.split(line.removeprefix("$ "), comments=True)
+    for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("$ fullfield")
+]
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ARGUMENTS = {
+    "train": train.TrainArguments,
+    "eval": evaluate.EvalArguments,
+    "predict": predict.PredictArguments,
+    "models": models.ModelsArguments,
+}
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_fullfield_command_of_the_readme_parses(words):
+    _, command, *rest = words
+    assert command in main.COMMANDS
+    parse(ARGUMENTS[command], command, rest)
+
+
+def test_every_make_target_of_the_readme_exists():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert set(re.findall(r"make ([a-z-]+)", README)) <= targets
+
+
+def test_backbone_example_of_the_readme_runs():
+    code = next(block for block in PYTHON if "features_only" in block)
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)  # noqa: S102
+    assert [tuple(m.shape[2:]) for m in names["maps"]] == [(50, 84), (25, 42), (13, 21), (7, 11)]
+
+
+def test_training_example_of_the_readme_calls_what_exists(monkeypatch, tmp_path):
+    code = next(block for block in PYTHON if "fullfield.train(" in block)
+    seen = {}
+
+    class Result:
+        class evaluation:  # noqa: N801
+            class result:  # noqa: N801
+                top1 = 1.0
+
+        report = tmp_path
+
+    def fake_train(data, **options):
+        seen["settings"] = TrainSettings(data=data, **options)
+        return Result
+
+    monkeypatch.setattr("fullfield.train.run.train", fake_train)
+    monkeypatch.setattr("fullfield.tasks.predict.predict", lambda *_: [])
+    exec(compile(code, "README.md", "exec"), {})  # noqa: S102
+    assert seen["settings"].epochs == 10
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_of_the_pages_lead_to_files(page):
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "models" / "racnn.md"], ids=lambda p: p.name)
+def test_parameters_and_macs_in_the_tables_are_the_counted_ones(page):
+    rows = re.findall(r"^\| `(racnn_\w+)` \|(.*)\|$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert rows
+    for name, cells in rows:
+        numbers = [float(n) for n in re.findall(r"(?<![\d.])\d+\.\d+(?![\d.]| %)", cells)]
+        counted = cost(name)
+        assert numbers[:2] == [round(counted.params / 1e6, 2), round(counted.macs / 1e9, 3)], name
