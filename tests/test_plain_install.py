@@ -25,7 +25,10 @@ assert main(["predict", sys.argv[1], str(images[0])]) == 0
 assert main(["models", "racnn_pico"]) == 0
 """
 TRAIN = """
-for call in (lambda: fullfield.train("sample:blood_cells"), lambda: fullfield.eval("racnn_pico", "sample:blood_cells")):
+model = fullfield.create_model("racnn_pico", num_classes=3, dims=(8, 16, 24, 32), depths=(1, 1, 1, 1))
+classes = ("Platelets", "RBC", "WBC")
+fullfield.save(model, sys.argv[1], checkpoint_metadata(classes, Preprocess(image_size=32)))
+for call in (lambda: fullfield.train("sample:blood_cells"), lambda: fullfield.eval(sys.argv[1], "sample:blood_cells")):
     try:
         call()
     except MissingExtraError as error:
@@ -45,5 +48,5 @@ def test_prediction_needs_no_extra(tmp_path: Path) -> None:
     _run(PREDICT, str(tmp_path / "model.safetensors"))
 
 
-def test_training_and_evaluating_without_the_extra_name_it() -> None:
-    _run(TRAIN)
+def test_training_and_evaluating_without_the_extra_name_it(tmp_path: Path) -> None:
+    _run(TRAIN, str(tmp_path / "model.safetensors"))

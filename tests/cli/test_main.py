@@ -114,7 +114,7 @@ def test_unknown_option_names_the_nearest(call: Call, argv: tuple[str, ...], mea
         (1, ("train", "nowhere"), "error: 'nowhere' does not exist"),
         (1, ("train", "nowhere/[bold]/photos"), "'nowhere/[bold]/photos'"),
         (1, ("train", "sample:blood_cels"), "'blood_cells'"),
-        (1, ("eval", "racnn_picco", "photos"), "no model is called 'racnn_picco'; did you mean 'racnn_pico'"),
+        (1, ("eval", "racnn_picco", "photos"), "did you mean 'racnn_pico'"),
         (1, ("eval", "racnn_pico"), "name the images"),
         (1, ("eval", "runs/nowhere"), "no checkpoint or run folder runs/nowhere"),
         (1, ("predict", "racnn_picco", "a.jpg"), "'racnn_pico'"),

@@ -109,7 +109,11 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_EXTENSIONS and p.is_file())
+            inside = sorted(
+                p
+                for p in path.rglob("*")
+                if p.suffix.lower() in IMAGE_EXTENSIONS and not p.name.startswith(".") and p.is_file()
+            )
             if not inside:
                 raise DataError(f"the folder {path} holds no image ({', '.join(sorted(IMAGE_EXTENSIONS))})")
             found |= dict.fromkeys(inside)

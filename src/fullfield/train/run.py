@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import timm
 import torch
 from rich.markup import escape
 from torch import nn
@@ -37,8 +36,6 @@ from fullfield.data import (
 )
 from fullfield.errors import ConfigError, TrainingError, nearest
 from fullfield.files import atomic_write
-from fullfield.models.registry import create_model, model_spec
-from fullfield.models.weights import load, load_checkpoint
 from fullfield.progress import console
 from fullfield.tasks.classify import ClassificationTask
 from fullfield.tasks.evaluate import Evaluation, evaluate_samples
@@ -50,11 +47,10 @@ from fullfield.train.fitting import fit_settings
 from fullfield.train.module import TrainModule
 from fullfield.train.report import write_report
 from fullfield.train.settings import TrainSettings, parse_share
+from fullfield.train.start import fit_to_weights, start_model, start_preprocess
 from fullfield.train.summary import run_report
 
 __all__ = ["TrainResult", "train"]
-
-_DROP_RATES = ("drop_path_rate", "drop_rate")
 
 
 @dataclass(frozen=True)
@@ -123,17 +119,19 @@ def _check_names(options: dict[str, Any]) -> None:
 
 
 def _run(settings: TrainSettings, resumed: RunFolder | None) -> TrainResult:
+    if Path(settings.data).exists():  # the run must find its data from any folder
+        settings = replace(settings, data=str(Path(settings.data).absolute()))
     device = pick_device(settings.device)
     data = read_image_data(settings.data, val_share=settings.val_share, seed=settings.seed)
     if settings.weights and resumed is None:
-        settings = _fit_to_weights(settings, settings.weights)
+        settings = fit_to_weights(settings, settings.weights)
     settings, fitted = fit_settings(settings, data, device)
     _say_start(data, fitted, device)
     torch.manual_seed(settings.seed)
     # a resumed run has weights of its own; those that it started from may be gone
     start = settings.weights and str(resumed.best if resumed else settings.weights)
-    model = _load_model(settings, start, data) if start else _build_model(settings, data)
-    preprocess = Preprocess(image_size=settings.image_size or 224, channels=_channels(model))
+    model = start_model(settings, start, data)
+    preprocess = start_preprocess(settings, model, resumed.best if resumed else None)
     run = resumed or RunFolder.create(
         settings.out or RunFolder.next_free("runs", settings.model or "model"), overwrite=settings.overwrite
     )
@@ -152,67 +150,6 @@ def _run(settings: TrainSettings, resumed: RunFolder | None) -> TrainResult:
     report = write_report(run_report(run, settings, data, evaluation, bad, fitted, device), run.report)
     _say_end(run, evaluation, bad)
     return TrainResult(run.path, settings, evaluation, report)
-
-
-def _fit_to_weights(settings: TrainSettings, weights: str) -> TrainSettings:
-    """Return the settings with the model, and if left open the image size, of the weights to start from.
-
-    Raises:
-        ConfigError: The settings ask for another model.
-    """
-    checkpoint = load_checkpoint(weights)
-    spec = checkpoint.spec
-    asked = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.model_arguments().items()}  # as in JSON
-    if settings.model not in (None, spec.name) or any(spec.arguments.get(k) != v for k, v in asked.items()):
-        raise ConfigError(
-            f"{weights} holds {spec.name} with {spec.arguments}, and its architecture can't be changed; leave out"
-            " model and model_args, or weights"
-        )
-    image_size = settings.image_size or checkpoint.metadata.get("preprocess", {}).get("image_size")
-    return replace(settings, model=spec.name, image_size=image_size)
-
-
-def _load_model(settings: TrainSettings, weights: str, data: ImageData) -> nn.Module:
-    """Return the model of a checkpoint, with this run's rates of dropping."""
-    model = load(weights, num_classes=len(data.classes), reset_classifier=settings.reset_classifier)
-    spec = model_spec(model)
-    if spec is None or {k: v for k, v in spec.arguments.items() if k in _DROP_RATES and v} == _drop_rates(settings):
-        return model.train()
-    arguments = {k: v for k, v in spec.arguments.items() if k not in _DROP_RATES}
-    changed = _create(spec.name, **arguments, **_drop_rates(settings))
-    changed.load_state_dict(model.state_dict())
-    return changed.train()
-
-
-def _build_model(settings: TrainSettings, data: ImageData) -> nn.Module:
-    name = settings.model or "racnn_pico"
-    arguments = settings.model_arguments() | _drop_rates(settings)
-    cfg = timm.get_pretrained_cfg(name.partition(".")[0])  # without the tag, which may not exist
-    if cfg is not None and cfg.fixed_input_size:
-        arguments.setdefault("img_size", settings.image_size)
-    if settings.pretrained:
-        arguments["pretrained"] = True
-    return _create(name, **{"num_classes": len(data.classes), **arguments})
-
-
-def _create(name: str, **arguments: Any) -> nn.Module:
-    try:
-        return create_model(name, **arguments)
-    except (TypeError, AssertionError, RuntimeError, OSError) as error:
-        raise ConfigError(
-            f"{name} can't be built with {arguments}: {str(error).splitlines()[0].rstrip('.')}. See its arguments in"
-            " the docs"
-        ) from error
-
-
-def _drop_rates(settings: TrainSettings) -> dict[str, float]:
-    """Return the arguments of `create_model` for stochastic depth and dropout, where they are on."""
-    rates = zip(_DROP_RATES, (settings.drop_path, settings.drop_rate), strict=True)
-    return {name: rate for name, rate in rates if rate}
-
-
-def _channels(model: nn.Module) -> int:
-    return int(getattr(model, "in_chans", 3))
 
 
 def _loader(settings: TrainSettings, samples: tuple[Sample, ...], transform: Any, *, training: bool) -> DataLoader[Any]:
