@@ -71,13 +71,13 @@ def fold_norm_into_next_conv(norm: nn.BatchNorm2d, conv: nn.Conv2d) -> None:
 
     Args:
         norm: In eval mode semantics: its running statistics are used.
-        conv: kernel 1, groups 1.
+        conv: kernel 1, groups 1, no padding.
 
     Raises:
-        ValueError: The convolution is not 1x1 and dense, so that folding would not be exact.
+        ValueError: The convolution is not 1x1, dense and without padding, so that folding would not be exact.
     """
-    if conv.kernel_size != (1, 1) or conv.groups != 1:
-        raise ValueError(f"only a dense 1x1 convolution can take the norm before it, got {conv}")
+    if conv.kernel_size != (1, 1) or conv.groups != 1 or conv.padding != (0, 0):
+        raise ValueError(f"only a dense 1x1 convolution without padding can take the norm before it, got {conv}")
     a, b = _affine(norm)
     weight = conv.weight.to(a.dtype)
     bias = weight[:, :, 0, 0] @ b

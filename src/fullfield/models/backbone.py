@@ -87,6 +87,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.in_chans = in_chans
         self.num_classes = num_classes
+        self.global_pool = global_pool
         self.num_features = self.head_hidden_size = dims[-1]
         self.drop_rate = drop_rate
         self.fused = False
@@ -168,8 +169,9 @@ class Backbone(nn.Module):
         if pruned:
             self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
         if prune_head or pruned:
-            self.num_classes = 0
+            self.num_classes, self.global_pool = 0, ""
             self.head.reset(0, "", reset_other=True, in_features=self.num_features)
+            self._fullfield_spec = None  # no registered name makes this net: it can't be saved by one
         return list(take)
 
     def get_classifier(self) -> nn.Module:
@@ -184,6 +186,8 @@ class Backbone(nn.Module):
             global_pool: timm's pooling type, None to keep the present one.
         """
         self.num_classes = num_classes
+        if global_pool is not None:
+            self.global_pool = global_pool
         self.head.reset(num_classes, global_pool)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

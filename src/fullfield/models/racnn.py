@@ -10,6 +10,7 @@ that the full ablation is a matter of arguments.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,8 @@ from fullfield.layers import FFN, ConvNorm, RaFFN, RaGLU, RegionAttention, Regio
 from fullfield.models.backbone import Backbone, Stage, drop_path_rates
 from fullfield.models.registry import register_family
 from fullfield.ops.dispatch import one_of
+from fullfield.ops.dynamic_pwconv import SIMILARITIES
+from fullfield.ops.region_gate import PLACEMENTS
 
 __all__ = ["CHANNEL_MIXERS", "TOKEN_MIXERS", "VARIANTS", "RaCNN", "RaCNNConfig"]
 
@@ -58,24 +61,41 @@ class RaCNNConfig:
     """Start value of LayerScale; None for none."""
 
     def __post_init__(self) -> None:
-        stages = len(self.dims)
-        if len(self.depths) != stages:
+        for name, least in (("dims", 2), ("depths", 1)):
+            values = getattr(self, name)
+            if not isinstance(values, tuple | list) or not values or not _are_ints(values, least):
+                raise ConfigError(f"{name} must be one int a stage, each at least {least}, got {values!r}")
+            object.__setattr__(self, name, tuple(values))
+        if len(self.depths) != len(self.dims):
             raise ConfigError(f"depths {self.depths} and dims {self.dims} must have one entry a stage")
-        heads = self._per_stage("heads", least=0)
-        heads = tuple(h or max(1, dim // self.dims[0]) for h, dim in zip(heads, self.dims, strict=True))
-        object.__setattr__(self, "heads", heads)
-        object.__setattr__(self, "region_size", self._per_stage("region_size", least=1))
+        for name, least in (("region_size", 1), ("heads", 0)):
+            value = getattr(self, name)
+            values = value if isinstance(value, tuple | list) else (value,) * len(self.dims)
+            if len(values) != len(self.dims) or not _are_ints(values, least):
+                raise ConfigError(
+                    f"{name} must be one int or {len(self.dims)} of them, one a stage, at least {least}, got {value!r}"
+                )
+        one_of("similarity", self.similarity, SIMILARITIES)
+        one_of("placement", self.placement, PLACEMENTS)
         one_of("token_mixer", self.token_mixer, TOKEN_MIXERS)
         one_of("channel_mixer", self.channel_mixer, CHANNEL_MIXERS)
+        for stage, dim in enumerate(self.dims):
+            if self.token_mixer == "rpwconv" and dim % self.heads_at(stage):
+                raise ConfigError(
+                    f"heads must divide the channels: stage {stage} has {dim} channels and"
+                    f" {self.heads_at(stage)} heads; set heads= to one int a stage that does"
+                )
         if self.stem_stride not in (1, 2, 4):
-            raise ConfigError(f"stem_stride must be 4, 2 or 1, got {self.stem_stride}")
+            raise ConfigError(f"stem_stride must be 4, 2 or 1, got {self.stem_stride!r}")
 
-    def _per_stage(self, name: str, least: int) -> tuple[int, ...]:
-        value = getattr(self, name)
-        values = (value,) * len(self.dims) if isinstance(value, int) else tuple(value)
-        if len(values) != len(self.dims) or any(not isinstance(v, int) or v < least for v in values):
-            raise ConfigError(f"{name} must be one int or {len(self.dims)} of them, one a stage, got {value!r}")
-        return values
+    def region_size_at(self, stage: int) -> int:
+        """Return r of a stage."""
+        return self.region_size if isinstance(self.region_size, int) else self.region_size[stage]
+
+    def heads_at(self, stage: int) -> int:
+        """Return the heads of a stage's RPWConv; 0 stands for as many as have the first stage's width."""
+        heads = self.heads if isinstance(self.heads, int) else self.heads[stage]
+        return heads or max(1, self.dims[stage] // self.dims[0])
 
     def replace(self, **changes: Any) -> RaCNNConfig:
         """Return a copy with some fields changed.
@@ -90,6 +110,10 @@ class RaCNNConfig:
         return dataclasses.replace(self, **changes)
 
 
+def _are_ints(values: Iterable[object], least: int) -> bool:
+    return all(isinstance(value, int) and not isinstance(value, bool) and value >= least for value in values)
+
+
 def token_mixer(cfg: RaCNNConfig, stage: int, **dd: Any) -> nn.Module:
     """Return the first body of a block: RaFFN or its plain counterpart."""
     dim = cfg.dims[stage]
@@ -98,7 +122,7 @@ def token_mixer(cfg: RaCNNConfig, stage: int, **dd: Any) -> nn.Module:
     if cfg.token_mixer == "depthwise":
         mixer: nn.Module = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, **dd)
     else:
-        mixer = RegionPWConv(dim, _at(cfg.region_size, stage), _at(cfg.heads, stage), cfg.similarity, **dd)
+        mixer = RegionPWConv(dim, cfg.region_size_at(stage), cfg.heads_at(stage), cfg.similarity, **dd)
     return RaFFN(dim, mixer, inner_residual=cfg.inner_residual, **dd)
 
 
@@ -108,16 +132,12 @@ def channel_mixer(cfg: RaCNNConfig, stage: int, **dd: Any) -> nn.Module:
     if cfg.channel_mixer == "ffn":
         return FFN(dim, **dd)
     if cfg.channel_mixer == "raglu":
-        attention: nn.Module = RegionAttention(2 * dim, _at(cfg.region_size, stage), placement=cfg.placement, **dd)
+        attention: nn.Module = RegionAttention(2 * dim, cfg.region_size_at(stage), placement=cfg.placement, **dd)
     elif cfg.channel_mixer == "raglu_se":
         attention = SEModule(2 * dim, rd_channels=max(1, 2 * dim // 16), act_layer=nn.GELU, **dd)
     else:
         attention = nn.Identity()
     return RaGLU(dim, attention, **dd)
-
-
-def _at(per_stage: int | tuple[int, ...], stage: int) -> int:
-    return per_stage if isinstance(per_stage, int) else per_stage[stage]
 
 
 class RaCNNBlock(nn.Sequential):

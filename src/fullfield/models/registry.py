@@ -102,15 +102,17 @@ def _remember(model: nn.Module, spec: ModelSpec) -> None:
 
 
 def model_spec(model: nn.Module) -> ModelSpec | None:
-    """Return how `model` was made, or None if neither Fullfield's nor `create_model` made it.
+    """Return how `model` was made, or None if neither Fullfield's nor `create_model` made it, or it was pruned.
 
-    The number of classes is the model's present one, so a classifier that was reset is described as it is.
+    The number of classes and the pooling are the model's present ones, so a classifier that was reset is described
+    as it is.
     """
     spec = getattr(model, "_fullfield_spec", None)
     if not isinstance(spec, ModelSpec):
         return None
-    num_classes = getattr(model, "num_classes", None)
-    return ModelSpec(spec.name, spec.arguments | ({} if num_classes is None else {"num_classes": num_classes}))
+    present = {name: getattr(model, name, None) for name in ("num_classes", "global_pool")}
+    # some of timm's models hold their pooling as a module
+    return ModelSpec(spec.name, spec.arguments | {k: v for k, v in present.items() if isinstance(v, int | str)})
 
 
 def create_model(name: str, **arguments: Any) -> nn.Module:
@@ -130,8 +132,8 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
     """
     if not is_model(name):
         raise ModelNotFoundError(
-            f"no model is called {name!r}{nearest(name.partition('.')[0], timm.list_models())}"
-            " `fullfield models` lists them all"
+            f"no model is called {name!r} (`fullfield models` lists them all)"
+            f"{nearest(name.partition('.')[0].lower(), timm.list_models())}"
         )
     model: nn.Module = timm.create_model(name, **arguments)
     _remember(model, ModelSpec(name, {k: v for k, v in arguments.items() if k not in NOT_STORED and v is not None}))

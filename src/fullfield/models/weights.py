@@ -51,14 +51,15 @@ def save(model: nn.Module, path: str | Path, metadata: Mapping[str, Any] | None 
         The path.
 
     Raises:
-        CheckpointError: How the model was made is unknown, or the metadata is not JSON.
+        CheckpointError: How the model was made is unknown (a pruned one counts), or the metadata is not JSON.
         RunError: The disk is full or the folder can't be written; an older file of that name is intact.
     """
     path = Path(path)
     spec = model_spec(model)
     if spec is None:
         raise CheckpointError(
-            f"{type(model).__name__} can't be saved with its configuration: make it with fullfield.create_model(name)"
+            f"{type(model).__name__} can't be saved with its configuration: make it with"
+            " fullfield.create_model(name), and do not prune it"
         )
     try:
         header = json.dumps(
@@ -112,8 +113,9 @@ def load(path: str | Path, *, num_classes: int | None = None, reset_classifier: 
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Load a model with all that was saved beside its weights; see `load`."""
     file = find_weights(path)
-    header, tensors = _read(file)
+    text, tensors = _read(file)
     try:
+        header = json.loads(text)
         spec = ModelSpec(str(header["name"]), dict(header["arguments"]))
         fused, metadata = bool(header.get("fused", False)), dict(header.get("metadata", {}))
     except (KeyError, TypeError, ValueError) as error:
@@ -147,7 +149,7 @@ def find_weights(path: str | Path) -> Path:
     )
 
 
-def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(file: Path) -> tuple[str, dict[str, Tensor]]:
     try:
         with safe_open(file, framework="pt") as opened:
             header = (opened.metadata() or {}).get(HEADER)
@@ -156,7 +158,7 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
                     f"{file} holds weights, but not how to build their model: it was not written by Fullfield."
                     " Build the model with create_model and fill it with load_state_dict"
                 )
-            return json.loads(header), {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            return header, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except FullfieldError:
         raise
     except (SafetensorError, OSError, ValueError) as error:

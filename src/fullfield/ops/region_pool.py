@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fullfield.ops.checks import check_map, check_region_size
 from fullfield.ops.dispatch import forced_path
-from fullfield.ops.layout import is_channels_last
+from fullfield.ops.layout import cells, is_channels_last
 
 __all__ = ["region_pool"]
 
@@ -35,17 +35,17 @@ def region_pool(x: Tensor, region_size: int, *, path: str | None = None) -> Tens
     """
     check_map(x)
     check_region_size(region_size)
-    rows, columns = min(region_size, x.shape[2]), min(region_size, x.shape[3])
+    rows, columns = cells(x.shape[2], region_size), cells(x.shape[3], region_size)
     pool = _reference if forced_path("region_pool", path) == "reference" else _strided
-    cells = pool(x, rows, columns)
-    return cells.contiguous(memory_format=torch.channels_last) if is_channels_last(x) else cells
+    pooled = pool(x, rows, columns)
+    return pooled.contiguous(memory_format=torch.channels_last) if is_channels_last(x) else pooled
 
 
 def _reference(x: Tensor, rows: int, columns: int) -> Tensor:
     """Read as the definition: the mean of every strided slice."""
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    cells = [wide[:, :, i::rows, j::columns].mean(dim=(2, 3)) for i in range(rows) for j in range(columns)]
-    return torch.stack(cells, dim=-1).view(x.shape[0], x.shape[1], rows, columns).to(x.dtype)
+    means = [wide[:, :, i::rows, j::columns].mean(dim=(2, 3)) for i in range(rows) for j in range(columns)]
+    return torch.stack(means, dim=-1).view(x.shape[0], x.shape[1], rows, columns).to(x.dtype)
 
 
 def _strided(x: Tensor, rows: int, columns: int) -> Tensor:

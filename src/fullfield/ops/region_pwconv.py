@@ -19,7 +19,7 @@ from torch import Tensor
 from fullfield.ops.checks import check_map, check_region_size, check_scale
 from fullfield.ops.dispatch import forced_path, one_of
 from fullfield.ops.dynamic_pwconv import SIMILARITIES, fastest_path, mix_channels, mix_windows
-from fullfield.ops.layout import is_channels_last
+from fullfield.ops.layout import cells, is_channels_last
 
 __all__ = ["region_pwconv"]
 
@@ -55,7 +55,7 @@ def region_pwconv(
     check_region_size(region_size)
     check_scale(scale, x.shape[1], heads)
     one_of("similarity", similarity, SIMILARITIES)
-    rows, columns = min(region_size, x.shape[2]), min(region_size, x.shape[3])
+    rows, columns = cells(x.shape[2], region_size), cells(x.shape[3], region_size)
     pixels = -(-x.shape[2] // rows) * -(-x.shape[3] // columns)
     path = forced_path("region_pwconv", path) or fastest_path(x, heads, pixels)
     if path == "reference":

@@ -58,7 +58,8 @@ def fit_settings(settings: TrainSettings, data: ImageData, device: torch.device)
     start = 0.2 if settings.weights or settings.pretrained else 1.0
     fit("lr", float(f"{1e-3 * (used_batch / 64) ** 0.5 * start:.2g}"), f"for a batch of {used_batch}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    fit("workers", min(8, cores - 1) if gpu else (1 if cores > 1 else 0), f"{cores} processor cores")
+    # on a CPU the net itself uses every core, and readers beside it would only make its threads wait
+    fit("workers", min(8, cores - 1) if gpu else cores // 8, f"{cores} processor cores, training on {where}")
     return replace(settings, **fitted), notes  # type: ignore[arg-type]
 
 

@@ -120,7 +120,7 @@ def _check_names(options: dict[str, Any]) -> None:
 
 def _run(settings: TrainSettings, resumed: RunFolder | None) -> TrainResult:
     if Path(settings.data).exists():  # the run must find its data from any folder
-        settings = replace(settings, data=str(Path(settings.data).absolute()))
+        settings = replace(settings, data=str(Path(settings.data).resolve()))
     device = pick_device(settings.device)
     data = read_image_data(settings.data, val_share=settings.val_share, seed=settings.seed)
     if settings.weights and resumed is None:
