@@ -25,6 +25,7 @@ import fullfield
 from fullfield.models.flops import count_flops
 
 SUBJECT = "racnn_tiny"
+FUSED = "racnn_tiny fused"  # norms folded into convolutions, as one would deploy it; forward only
 PEERS = ["resnet50", "convnext_tiny", "swin_tiny_patch4_window7_224"]
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 RESULTS = Path(__file__).parent / "results"
@@ -33,7 +34,10 @@ RESULTS = Path(__file__).parent / "results"
 def make(name: str, layout: str, batch: int, mode: str):
     """Return a call that runs one forward pass or one training step."""
     torch.manual_seed(0)
-    model = fullfield.create_model(name).to(memory_format=LAYOUTS[layout])
+    model = fullfield.create_model(name.removesuffix(" fused"))
+    if name == FUSED:
+        model.fuse()
+    model.to(memory_format=LAYOUTS[layout])
     images = torch.randn(batch, 3, 224, 224).contiguous(memory_format=LAYOUTS[layout])
     if mode == "forward":
         model.eval()
@@ -100,7 +104,7 @@ def operator_shares(name: str, layout: str, batch: int, mode: str) -> list[tuple
 
 def measure(batch: int, mode: str, rounds: int, threads: int, about: dict[str, str]) -> list[dict[str, object]]:
     """Time all nets in turn and return one row a net."""
-    names = [SUBJECT, *PEERS]
+    names = [SUBJECT, *([FUSED] if mode == "forward" else []), *PEERS]
     runs = {(name, layout): make(name, layout, batch, mode) for name in names for layout in LAYOUTS}
     times: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
     for number in range(rounds + 1):
@@ -138,7 +142,7 @@ def measure(batch: int, mode: str, rounds: int, threads: int, about: dict[str, s
 
 def _gmacs(name: str) -> float:
     with torch.device("meta"):
-        return count_flops(timm.create_model(name), (3, 224, 224)) / 2e9
+        return count_flops(timm.create_model(name.removesuffix(" fused")), (3, 224, 224)) / 2e9
 
 
 def write(path: Path, rows: list[dict[str, object]]) -> None:
@@ -154,7 +158,7 @@ def write(path: Path, rows: list[dict[str, object]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--peak", help=argparse.SUPPRESS)
