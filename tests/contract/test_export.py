@@ -42,7 +42,6 @@ class TestExport:
             x = images(batch, 3, 224, 224)
             assert relative_error(graph(x), model(x)) < EXACT
 
-    @pytest.mark.xfail(strict=True, reason="the region operators branch on H and W, which fixes them in the graph")
     @torch.no_grad()
     def test_an_exported_graph_holds_for_any_size_of_two_pixels_or_more_on_the_last_map(self, name: str) -> None:
         model = build(name)

@@ -42,13 +42,13 @@ def region_gate(x: Tensor, gate: Tensor, *, placement: str = "nearest", path: st
     one_of("placement", placement, PLACEMENTS)
     path = forced_path("region_gate", path)
     (H, W), (gh, gw) = x.shape[2:], gate.shape[2:]
-    if gate.shape[:2] != x.shape[:2] or gh > H or gw > W:
+    exporting = torch.compiler.is_exporting()  # a comparison of dynamic sizes would fix its answer in the graph
+    if not exporting and (gate.shape[:2] != x.shape[:2] or gh > H or gw > W):
         raise ValueError(
             f"gate {tuple(gate.shape)} does not fit x {tuple(x.shape)}: same B and C, at most as many rows and columns"
         )
     if path is None:
-        # an exported graph must hold for sizes that the example did not have
-        divides = not torch.compiler.is_exporting() and H % gh == 0 and W % gw == 0
+        divides = not exporting and H % gh == 0 and W % gw == 0
         path = "broadcast" if divides else "gather"
     elif path == "broadcast" and (H % gh or W % gw):
         raise ValueError(f"path 'broadcast' needs gates that divide the map, got {gh}x{gw} gates on {H}x{W}")

@@ -7,6 +7,8 @@ over padded windows are 18 to 71 % off), and half types are summed in float32.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,6 +37,8 @@ def region_pool(x: Tensor, region_size: int, *, path: str | None = None) -> Tens
     """
     check_map(x)
     check_region_size(region_size)
+    if torch.compiler.is_exporting() and path is None:
+        return _any_size(x, region_size)
     rows, columns = cells(x.shape[2], region_size), cells(x.shape[3], region_size)
     pool = _reference if forced_path("region_pool", path) == "reference" else _strided
     pooled = pool(x, rows, columns)
@@ -67,4 +71,23 @@ def _strided(x: Tensor, rows: int, columns: int) -> Tensor:
     else:
         sums_BCrW = x_pad.view(B, C, nh, rows, nw * columns).sum(dim=2, dtype=wide)
         sums = sums_BCrW.view(B, C, rows, nw, columns).sum(dim=3)
+    return (sums / (count_h[:, None] * count_w).to(wide)).to(x.dtype)
+
+
+def _any_size(x: Tensor, region_size: int) -> Tensor:
+    """`_strided` without a branch on H or W, so that one exported graph holds for every size (see region_pwconv)."""
+    B, C, H, W = x.shape
+    r = region_size
+    if r == 1:
+        return x.mean(dim=(2, 3), keepdim=True)
+    rows: Any = torch.sym_min(r, H)
+    columns: Any = torch.sym_min(r, W)
+    nh: Any = torch.sym_max(2, (H + r - 1) // r)
+    nw: Any = torch.sym_max(2, (W + r - 1) // r)
+    x_pad = F.pad(x, (0, nw * r - W, 0, nh * r - H))
+    wide = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+    sums = x_pad.view(B, C, nh, r, nw, r).sum(dim=(2, 4), dtype=wide)
+    sums = F.pad(sums, (0, columns - r, 0, rows - r))  # cells without pixels do not exist
+    count_h = (H - 1 - torch.arange(rows, device=x.device)) // r + 1
+    count_w = (W - 1 - torch.arange(columns, device=x.device)) // r + 1
     return (sums / (count_h[:, None] * count_w).to(wide)).to(x.dtype)

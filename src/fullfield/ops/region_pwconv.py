@@ -12,6 +12,8 @@ the whole 1/r^2 lattice of its window. Facts that the tests hold: padding with z
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -55,6 +57,8 @@ def region_pwconv(
     check_region_size(region_size)
     check_scale(scale, x.shape[1], heads)
     one_of("similarity", similarity, SIMILARITIES)
+    if torch.compiler.is_exporting() and path is None:
+        return _any_size(x, scale, region_size, heads, similarity)
     rows, columns = cells(x.shape[2], region_size), cells(x.shape[3], region_size)
     pixels = -(-x.shape[2] // rows) * -(-x.shape[3] // columns)
     path = forced_path("region_pwconv", path) or fastest_path(x, heads, pixels)
@@ -104,3 +108,23 @@ def _blocked(x: Tensor, scale: Tensor, rows: int, columns: int, heads: int, simi
     y_BHWC = y_BRGC.permute(0, 4, 1, 5, 2, 3, 6).reshape(B, nh * rows, nw * columns, C)
     y = y_BHWC[:, :H, :W].permute(0, 3, 1, 2)
     return y.contiguous(memory_format=torch.channels_last if is_channels_last(x) else torch.contiguous_format)
+
+
+def _any_size(x: Tensor, scale: Tensor, region_size: int, heads: int, similarity: str) -> Tensor:
+    """`_windowed` without a branch on H or W, so that one exported graph holds for every size.
+
+    r stays r on maps smaller than it, there are at least two regions (a size of 1 would be fixed in the graph), and
+    the crop is a negative padding (a slice asks whether it is whole). All that is added is zeros, which is exact.
+    """
+    B, C, H, W = x.shape
+    r = region_size
+    if r == 1:
+        return mix_channels(x.reshape(B, heads, C // heads, H * W), scale, similarity, "bmm").reshape(x.shape)
+    nh: Any = torch.sym_max(2, (H + r - 1) // r)
+    nw: Any = torch.sym_max(2, (W + r - 1) // r)
+    x_pad = F.pad(x, (0, nw * r - W, 0, nh * r - H))
+    x_GdnRnC = x_pad.view(B, heads, C // heads, nh, r, nw, r)
+    x_NGdn = x_GdnRnC.permute(0, 4, 6, 1, 2, 3, 5).reshape(B * r * r, heads, C // heads, nh * nw)
+    y_BRC = mix_channels(x_NGdn, scale, similarity, "bmm").view(B, r, r, C, nh, nw)
+    y = y_BRC.permute(0, 3, 4, 1, 5, 2).reshape(B, C, nh * r, nw * r)
+    return F.pad(y, (0, W - nw * r, 0, H - nh * r))
