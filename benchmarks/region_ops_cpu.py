@@ -56,15 +56,15 @@ def main() -> None:
         batch = max(1, arguments.batch // 4) if side > 100 else arguments.batch
         for layout in (torch.contiguous_format, torch.channels_last):
             x = torch.randn(batch, channels, side, side).contiguous(memory_format=layout)
-            x_grad = x.clone().requires_grad_()
+            x_grad, gradient = x.clone().requires_grad_(), torch.randn_like(x)
             scale = torch.full((heads,), 6.0)
 
             def forward(path, x=x, scale=scale, region_size=region_size, heads=heads):
                 with torch.inference_mode():
                     region_pwconv(x, scale, region_size=region_size, heads=heads, path=path)
 
-            def both(path, x=x_grad, scale=scale, region_size=region_size, heads=heads):
-                region_pwconv(x, scale, region_size=region_size, heads=heads, path=path).sum().backward()
+            def both(path, x=x_grad, g=gradient, scale=scale, region_size=region_size, heads=heads):
+                region_pwconv(x, scale, region_size=region_size, heads=heads, path=path).backward(g)
 
             for direction, run in (("forward", forward), ("forward+backward", both)):
                 times = {path: [] for path in paths}

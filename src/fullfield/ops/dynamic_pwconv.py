@@ -112,17 +112,16 @@ def fastest_path(x: Tensor, heads: int, pixels: int) -> str:
         heads: Of the operator.
         pixels: n, of one window.
 
-    On a CPU: blocks of windows that fit the cache; in training, SDPA, unless the windows have many more pixels than
-    the heads have channels. Under a compiler, and on a GPU (where this has not been measured): SDPA, which never
-    stores the (d, d) maps, with the same exception, where the maps are small beside x and plain products win.
+    On a CPU: blocks of windows that fit the cache; timed by itself SDPA's backward pass is sometimes faster, but a
+    whole training step of RaCNN is not. Under a compiler, and on a GPU (where this has not been measured): SDPA,
+    which never stores the (d, d) maps, unless the windows have many more pixels than the heads have channels, so
+    that the maps are small beside x and plain matrix products win.
     """
     if torch.compiler.is_exporting():  # a branch on a dynamic size would pin it; runtimes run both alike
         return "bmm"
-    many_pixels = pixels > 2 * (x.shape[1] // heads)
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        training = torch.is_grad_enabled() and x.requires_grad
-        return "sdpa" if training and not many_pixels else "blocked"
-    return "bmm" if many_pixels else "sdpa"
+        return "blocked"
+    return "bmm" if pixels > 2 * (x.shape[1] // heads) else "sdpa"
 
 
 def _query_key_value(x: Tensor, scale: Tensor, similarity: str) -> tuple[Tensor, Tensor, Tensor]:
