@@ -112,10 +112,9 @@ def fastest_path(x: Tensor, heads: int, pixels: int) -> str:
         heads: Of the operator.
         pixels: n, of one window.
 
-    On a CPU: blocks of windows that fit the cache; timed by itself SDPA's backward pass is sometimes faster, but a
-    whole training step of RaCNN is not. Under a compiler, and on a GPU (where this has not been measured): SDPA,
-    which never stores the (d, d) maps, unless the windows have many more pixels than the heads have channels, so
-    that the maps are small beside x and plain matrix products win.
+    On a CPU, blocks of windows that fit the cache. Under a compiler, and on a GPU (where this has not been
+    measured): SDPA, which never stores the (d, d) maps, unless the windows have many more pixels than the heads have
+    channels, so that the maps are small beside x and plain matrix products win.
     """
     if torch.compiler.is_exporting():  # a branch on a dynamic size would pin it; runtimes run both alike
         return "bmm"
