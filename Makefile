@@ -13,7 +13,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Fullfield needs Python 3.11 or later; set PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "Preparing $(VENV) (once; a few minutes, most of it PyTorch) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' || { echo "Installation failed: the lines above say why."; exit 1; }
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]' || { echo "Installation failed: the lines above say why."; exit 1; }
 	@touch $(READY)
 
 demo: $(READY)
