@@ -1,5 +1,6 @@
 """What README.md tells the user to type works: commands parse, Python runs, files and make targets exist."""
 
+import csv
 import re
 import shlex
 from pathlib import Path
@@ -77,9 +78,28 @@ def test_links_of_the_pages_lead_to_files(page):
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "models" / "racnn.md"], ids=lambda p: p.name)
 def test_parameters_and_macs_in_the_tables_are_the_counted_ones(page):
-    rows = re.findall(r"^\| `(racnn_\w+)` \|(.*)\|$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    text = page.read_text(encoding="utf-8").partition("### Speed")[0]
+    rows = re.findall(r"^\| `(racnn_\w+)` \|(.*)\|$", text, re.MULTILINE)
     assert rows
     for name, cells in rows:
         numbers = [float(n) for n in re.findall(r"(?<![\d.])\d+\.\d+(?![\d.]| %)", cells)]
         counted = cost(name)
         assert numbers[:2] == [round(counted.params / 1e6, 2), round(counted.macs / 1e9, 3)], name
+
+
+def test_speeds_in_the_readme_are_the_stored_ones():
+    with (ROOT / "benchmarks" / "results" / "racnn_cpu.csv").open(newline="", encoding="utf-8") as file:
+        stored = {(row["model"], row["mode"]): row for row in csv.DictReader(file)}
+    rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", README.partition("### Speed")[2], re.MULTILINE)
+    assert len(rows) == 4
+    for name, cells in rows:
+        forward, training = stored[name, "forward"], stored[name, "training step"]
+        told = [float(cell.removesuffix("×")) for cell in cells.replace(" ", "").split("|")]
+        expected = [
+            round(float(forward["images_per_s"]), 1),
+            round(float(training["images_per_s"]), 1),
+            float(forward["speed_of_racnn_tiny_to_it"]),
+            float(training["speed_of_racnn_tiny_to_it"]),
+            float(forward["per_mac"]),
+        ]
+        assert told == pytest.approx(expected, abs=0.0051), name
