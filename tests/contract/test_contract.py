@@ -33,6 +33,7 @@ from .zoo import (
     contract_params,
     declared,
     images,
+    map_side,
     params_on_meta,
     randomise_norms,
     relative_error,
@@ -139,7 +140,7 @@ class TestContract:
         model.reset_classifier(0)
         assert torch.equal(model(x), features)
         model.reset_classifier(0, "")
-        rows = math.ceil(64 / model.feature_info[-1]["reduction"])
+        rows = map_side(name, 64, model.feature_info[-1]["reduction"])
         assert model(x).shape == (2, model.num_features, rows, rows)
         model.reset_classifier(9, "avg")
         assert model(x).shape == (2, 9)
@@ -155,7 +156,7 @@ class TestContract:
         assert model.feature_info.reduction() == [info["reduction"] for info in wanted]
         maps = model.eval()(images(1, 3, 97, 130, dtype=torch.float32))
         assert [tuple(m.shape) for m in maps] == [
-            (1, info["num_chs"], math.ceil(97 / info["reduction"]), math.ceil(130 / info["reduction"]))
+            (1, info["num_chs"], map_side(name, 97, info["reduction"]), map_side(name, 130, info["reduction"]))
             for info in wanted
         ]
 

@@ -26,6 +26,9 @@ class Declared:
 
     min_size: int = 1
     """Smallest height and width, in pixels."""
+    floor: bool = False
+    """Maps are sizes / stride rounded down, as in the official nets whose patches do not overlap; sizes below 32
+    pixels are padded. Otherwise they are rounded up."""
     skips: dict[str, str] = field(default_factory=dict)
     """Name of a test of the contract -> why the family cannot pass it."""
 
@@ -61,6 +64,11 @@ def declared(name: str) -> Declared:
     return DECLARED.get(MODELS[name].family, Declared())
 
 
+def map_side(name: str, side: int, reduction: int) -> int:
+    """Return the side of a map of an image of `side` pixels."""
+    return max(side, 32) // reduction if declared(name).floor else -(-side // reduction)
+
+
 def build(name: str, *, dtype: torch.dtype = torch.float64, **arguments: Any) -> Any:
     """Make a model in eval mode, whose norms have statistics and weights as after some training."""
     torch.manual_seed(0)
@@ -71,7 +79,14 @@ def build(name: str, *, dtype: torch.dtype = torch.float64, **arguments: Any) ->
 
 @torch.no_grad()
 def randomise_norms(model: nn.Module) -> None:
-    """Draw the running statistics, weights and biases of every BatchNorm."""
+    """Draw the running statistics, weights and biases of every BatchNorm, and what starts at 0 or nearly (LayerScale).
+
+    A branch that is scaled by 1e-6 would hide any error in it.
+    """
+    for parameter in model.parameters():
+        value = parameter.flatten()[0]
+        if value.abs() <= 0.01 and (parameter == value).all():
+            parameter.normal_(0, 0.3)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.layers import NormMlpClassifierHead
 from timm.models import checkpoint_seq
 from timm.models._features import feature_take_indices
@@ -33,25 +34,29 @@ def drop_path_rates(rate: float, depths: Sequence[int]) -> list[list[float]]:
 
 
 class Stage(nn.Module):
-    """One stage: downsampling, then blocks, (B, C_in, H, W) -> (B, C, H', W').
+    """One stage: downsampling, then blocks, then perhaps a norm, (B, C_in, H, W) -> (B, C, H', W').
 
     Args:
         downsample: Module that changes size and width; an identity in the first stage.
         blocks: Modules that keep both.
+        norm: Normalises the stage's output (VAN, MogaNet); None for the families that do not.
     """
 
-    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module]) -> None:
+    def __init__(self, downsample: nn.Module, blocks: Sequence[nn.Module], norm: nn.Module | None = None) -> None:
         super().__init__()
         self.downsample = downsample
         self.blocks = nn.Sequential(*blocks)
+        self.norm = norm or nn.Identity()
         self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Downsample, then run the blocks, keeping only block inputs if checkpointing is on."""
+        """Downsample, run the blocks, keeping only block inputs if checkpointing is on, and normalise."""
         x = self.downsample(x)
         if self.grad_checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint_seq(self.blocks, x)  # type: ignore[no-any-return]
-        return self.blocks(x)  # type: ignore[no-any-return]
+            x = checkpoint_seq(self.blocks, x)
+        else:
+            x = self.blocks(x)
+        return self.norm(x)  # type: ignore[no-any-return]
 
 
 class Backbone(nn.Module):
@@ -66,6 +71,9 @@ class Backbone(nn.Module):
         num_classes: Of the classifier; 0 gives pooled features.
         global_pool: timm's pooling type; "" gives an unpooled map.
         drop_rate: Dropout before the classifier.
+        head: A head with the attributes of `layers.PoolHead`; None for average pooling, LayerNorm, linear layer.
+        min_size: Smaller images are padded with zeros, right and below, to this height and width. Families whose
+            patches do not overlap need it: they have no map of an image that is smaller than a patch.
         device: Where the head's parameters live.
         dtype: Their dtype.
     """
@@ -81,19 +89,22 @@ class Backbone(nn.Module):
         num_classes: int = 1000,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
+        head: nn.Module | None = None,
+        min_size: int = 1,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
         super().__init__()
         self.in_chans = in_chans
+        self.min_size = min_size
         self.num_classes = num_classes
         self.global_pool = global_pool
         self.num_features = self.head_hidden_size = dims[-1]
         self.drop_rate = drop_rate
-        self.fused = False
+        self.merged = self.fused = False
         self.stem = stem
         self.stages = nn.Sequential(*stages)
-        self.head = NormMlpClassifierHead(
+        self.head: Any = head or NormMlpClassifierHead(
             dims[-1], num_classes, pool_type=global_pool, drop_rate=drop_rate, device=device, dtype=dtype
         )
         self.feature_info = [
@@ -102,7 +113,13 @@ class Backbone(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the last stage's map, (B, in_chans, H, W) -> (B, C, H/32, W/32) (rounded up)."""
-        return self.stages(self.stem(x))  # type: ignore[no-any-return]
+        return self.stages(self.stem(self._large_enough(x)))  # type: ignore[no-any-return]
+
+    def _large_enough(self, x: Tensor) -> Tensor:
+        if self.min_size > 1 and (x.shape[2] < self.min_size or x.shape[3] < self.min_size):
+            missing = [max(0, self.min_size - side) for side in x.shape[2:]]
+            return F.pad(x, (0, missing[1], 0, missing[0]))
+        return x
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Return logits (B, num_classes), or pooled and normalised features (B, C) if `pre_logits`."""
@@ -126,7 +143,7 @@ class Backbone(nn.Module):
         Args:
             x: Images (B, in_chans, H, W).
             indices: Stages to take: the last n, those listed, or all.
-            norm: Accepted for the contract; our stages end without a norm.
+            norm: Accepted for the contract; a stage that ends with a norm always applies it.
             stop_early: Do not run stages after the last one taken.
             output_fmt: Only "NCHW".
             intermediates_only: Return the maps alone.
@@ -142,7 +159,7 @@ class Backbone(nn.Module):
             raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
         take, last = feature_take_indices(len(self.stages), _as_list(indices))
         maps = []
-        x = self.stem(x)
+        x = self.stem(self._large_enough(x))
         for index, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
             x = stage(x)
             if index in take:
@@ -205,6 +222,20 @@ class Backbone(nn.Module):
         """Return the names of parameters that weight decay would only pull off their scale."""
         return {name for name, _ in self.named_parameters() if name.endswith(".scale")}
 
+    def merge_branches(self) -> Backbone:
+        """Merge parallel branches into the one convolution that they equal, in place, for inference; return the model.
+
+        Other norms stay. It is the form in which official "merged" checkpoints come (RepLKNet, UniRepLKNet); `fuse`
+        does this and more. Outputs in eval mode stay equal up to rounding.
+        """
+        self.eval()
+        self.merged = True
+        for module in list(self.modules()):
+            merge = getattr(module, "merge_branches", None)
+            if module is not self and callable(merge):
+                merge()
+        return self
+
     def fuse(self) -> Backbone:
         """Fold every norm that can be folded into its convolution, in place, for inference; return the model.
 
@@ -212,8 +243,8 @@ class Backbone(nn.Module):
         """
         if self.fused:
             return self
-        self.eval()
-        for module in self.modules():
+        self.merge_branches()
+        for module in list(self.modules()):
             fuse = getattr(module, "fuse", None)
             if module is not self and callable(fuse):
                 fuse()

@@ -9,17 +9,16 @@ that the full ablation is a matter of arguments.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from timm.layers import SEModule
 from torch import nn
 
-from fullfield.errors import ConfigError, nearest
+from fullfield.errors import ConfigError
 from fullfield.layers import FFN, ConvNorm, RaFFN, RaGLU, RegionAttention, RegionPWConv, ResidualBranch
 from fullfield.models.backbone import Backbone, Stage, drop_path_rates
+from fullfield.models.config import FamilyConfig
 from fullfield.models.registry import register_family
 from fullfield.ops.dispatch import one_of
 from fullfield.ops.dynamic_pwconv import SIMILARITIES
@@ -32,13 +31,9 @@ CHANNEL_MIXERS = ("raglu", "raglu_se", "glu", "ffn")
 
 
 @dataclass(frozen=True)
-class RaCNNConfig:
-    """The architecture of one RaCNN; every field is also an argument of `create_model`."""
+class RaCNNConfig(FamilyConfig):
+    """The architecture of one RaCNN."""
 
-    dims: tuple[int, ...]
-    """Channels of each stage."""
-    depths: tuple[int, ...]
-    """Blocks of each stage."""
     region_size: int | tuple[int, ...] = (7, 7, 7, 1)
     """r of RPWConv and Region Attention, one for all stages or one each. The source has 7 throughout; 1 in the last
     stage is ours, because there a 224-pixel image leaves one pixel a window."""
@@ -61,20 +56,9 @@ class RaCNNConfig:
     """Start value of LayerScale; None for none."""
 
     def __post_init__(self) -> None:
-        for name, least in (("dims", 2), ("depths", 1)):
-            values = getattr(self, name)
-            if not isinstance(values, tuple | list) or not values or not _are_ints(values, least):
-                raise ConfigError(f"{name} must be one int a stage, each at least {least}, got {values!r}")
-            object.__setattr__(self, name, tuple(values))
-        if len(self.depths) != len(self.dims):
-            raise ConfigError(f"depths {self.depths} and dims {self.dims} must have one entry a stage")
-        for name, least in (("region_size", 1), ("heads", 0)):
-            value = getattr(self, name)
-            values = value if isinstance(value, tuple | list) else (value,) * len(self.dims)
-            if len(values) != len(self.dims) or not _are_ints(values, least):
-                raise ConfigError(
-                    f"{name} must be one int or {len(self.dims)} of them, one a stage, at least {least}, got {value!r}"
-                )
+        super().__post_init__()
+        self.per_stage("region_size", 1)
+        self.per_stage("heads", 0)
         one_of("similarity", self.similarity, SIMILARITIES)
         one_of("placement", self.placement, PLACEMENTS)
         one_of("token_mixer", self.token_mixer, TOKEN_MIXERS)
@@ -90,28 +74,11 @@ class RaCNNConfig:
 
     def region_size_at(self, stage: int) -> int:
         """Return r of a stage."""
-        return self.region_size if isinstance(self.region_size, int) else self.region_size[stage]
+        return self.per_stage("region_size", 1)[stage]
 
     def heads_at(self, stage: int) -> int:
         """Return the heads of a stage's RPWConv; 0 stands for as many as have the first stage's width."""
-        heads = self.heads if isinstance(self.heads, int) else self.heads[stage]
-        return heads or max(1, self.dims[stage] // self.dims[0])
-
-    def replace(self, **changes: Any) -> RaCNNConfig:
-        """Return a copy with some fields changed.
-
-        Raises:
-            ConfigError: There is no such field; the nearest is named.
-        """
-        known = [field.name for field in dataclasses.fields(self)]
-        for name in changes:
-            if name not in known:
-                raise ConfigError(f"RaCNN has no argument {name!r}{nearest(name, known)}")
-        return dataclasses.replace(self, **changes)
-
-
-def _are_ints(values: Iterable[object], least: int) -> bool:
-    return all(isinstance(value, int) and not isinstance(value, bool) and value >= least for value in values)
+        return self.per_stage("heads", 0)[stage] or max(1, self.dims[stage] // self.dims[0])
 
 
 def token_mixer(cfg: RaCNNConfig, stage: int, **dd: Any) -> nn.Module:

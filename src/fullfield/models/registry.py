@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import fnmatch
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
@@ -20,9 +20,19 @@ from torch import nn
 
 from fullfield.errors import ModelNotFoundError, nearest
 
-__all__ = ["ModelInfo", "ModelSpec", "create_model", "list_models", "model_spec", "register_family"]
+__all__ = [
+    "ModelInfo",
+    "ModelSpec",
+    "OfficialFormat",
+    "create_model",
+    "list_models",
+    "model_spec",
+    "official_format",
+    "register_family",
+]
 
 _OURS: dict[str, str] = {}  # name of a model -> name of its family
+_OFFICIAL: dict[str, OfficialFormat] = {}  # name of a family -> how its official checkpoints are written
 # what must not come back from a file: it would fetch or unpickle something
 NOT_STORED = frozenset(
     {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "device", "dtype"}
@@ -46,6 +56,24 @@ class ModelInfo:
     family: str
 
 
+@dataclass(frozen=True)
+class OfficialFormat:
+    """How the official checkpoints of a family name their tensors.
+
+    Tensors may also differ from ours by dimensions of size 1 (a linear layer's weight (O, I) and a 1x1 convolution's
+    (O, I, 1, 1)); the loader reshapes those.
+    """
+
+    renames: tuple[tuple[str, str], ...]
+    """Regular expressions and their replacements, applied to every official name one after the other, in order."""
+    merged: str = ""
+    """A regular expression that matches a name only in checkpoints whose branches are merged; "" if there are none."""
+    merge: Callable[[Any], object] = lambda model: model.merge_branches()
+    """Brings one of our models, in place, to the form of a merged checkpoint."""
+    ignored: tuple[str, ...] = ()
+    """Regular expressions of official names that our model has no use for, such as norms of dense heads."""
+
+
 class ModelFamily(Protocol):
     """What `register_family` needs of a model class."""
 
@@ -53,13 +81,21 @@ class ModelFamily(Protocol):
         """Build the model that `cfg` describes."""
 
 
-def register_family(module: str, family: ModelFamily, variants: Mapping[str, Any], **default_cfg: Any) -> None:
+def register_family(
+    module: str,
+    family: ModelFamily,
+    variants: Mapping[str, Any],
+    *,
+    official: OfficialFormat | None = None,
+    **default_cfg: Any,
+) -> None:
     """Register every variant of a family with timm, and make it an attribute of the family's module.
 
     Args:
         module: `__name__` of the file that calls.
         family: The model class, called as `family(cfg, in_chans=..., num_classes=..., ...)`.
         variants: Registered name -> frozen config dataclass.
+        official: How official checkpoints are written, None where there are none.
         default_cfg: Entries of timm's pretrained cfg that all variants share.
 
     Raises:
@@ -69,6 +105,8 @@ def register_family(module: str, family: ModelFamily, variants: Mapping[str, Any
     if taken:
         raise ValueError(f"{', '.join(taken)}: registered already; Fullfield never shadows a name that timm has")
     home = sys.modules[module]
+    if official is not None:
+        _OFFICIAL[module.rpartition(".")[2]] = official
     home.default_cfgs = generate_default_cfgs(  # type: ignore[attr-defined]
         {name: {"url": "", "num_classes": 1000, "input_size": (3, 224, 224), **default_cfg} for name in variants}
     )
@@ -138,6 +176,11 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
     model: nn.Module = timm.create_model(name, **arguments)
     _remember(model, ModelSpec(name, {k: v for k, v in arguments.items() if k not in NOT_STORED and v is not None}))
     return model
+
+
+def official_format(name: str) -> OfficialFormat | None:
+    """Return how the official checkpoints of a registered model are written; None if there are none or it is timm's."""
+    return _OFFICIAL.get(_OURS.get(name, ""))
 
 
 def list_models(pattern: str = "") -> list[ModelInfo]:

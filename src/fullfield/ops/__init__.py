@@ -4,6 +4,7 @@ Each file holds one operator: the plain reference that reads like the equation, 
 that chooses. Whatever is here knows no module and no model.
 """
 
+from fullfield.ops.depthwise import depthwise_conv2d
 from fullfield.ops.dispatch import PATHS
 from fullfield.ops.dynamic_pwconv import dynamic_pwconv
 from fullfield.ops.flops import register_missing_formulas
@@ -13,4 +14,4 @@ from fullfield.ops.region_pwconv import region_pwconv
 
 register_missing_formulas()
 
-__all__ = ["PATHS", "dynamic_pwconv", "region_gate", "region_pool", "region_pwconv"]
+__all__ = ["PATHS", "depthwise_conv2d", "dynamic_pwconv", "region_gate", "region_pool", "region_pwconv"]
