@@ -23,7 +23,7 @@ print(json.dumps({
     "loaded": sorted(sys.modules),
     "gone": sorted(set(names) - set(after)),
     "new": sorted(set(after) - set(names)),
-    "ours": sorted(info.name for info in fullfield.list_models()),
+    "ours": sorted(info.name for info in fullfield.list_models() if info.source == "fullfield"),
     "changed": [name for name in names if timm.models.model_entrypoint(name) is not entrypoints[name]],
 }))
 """

@@ -19,6 +19,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, r
 from torch import nn
 
 from fullfield.errors import ModelNotFoundError, nearest
+from fullfield.models.peers import PEERS
 
 __all__ = [
     "ModelInfo",
@@ -187,13 +188,14 @@ def list_models(pattern: str = "") -> list[ModelInfo]:
     """Return the models whose name matches a shell pattern, Fullfield's first.
 
     Args:
-        pattern: Such as "racnn*"; empty for Fullfield's own, "*" for all including timm's.
+        pattern: Such as "racnn*", or "*" for all of timm's too; empty for Fullfield's own and the nets of timm's that
+            they are compared with (`PEERS`).
 
     Raises:
         ModelNotFoundError: Nothing matches; the nearest names are given.
     """
     ours = [name for name in _OURS if not pattern or fnmatch.fnmatch(name, pattern)]
-    theirs = timm.list_models(pattern) if pattern else []
+    theirs = timm.list_models(pattern) if pattern else PEERS
     rows = [ModelInfo(name, "fullfield", _OURS[name]) for name in ours]
     for name in theirs:
         if name not in _OURS:
