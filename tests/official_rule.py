@@ -21,9 +21,10 @@ def rule_tensor(name: str, shape: tuple[int, ...]) -> Tensor:
     """Return the tensor, float64, that the rule gives an official name and shape.
 
     The generator is seeded with the CRC-32 of the name. Running variances are uniform in 0.5 to 1.5; running means and
-    biases are normal with deviation 0.1; other vectors, also those with dimensions of size 1 (norm weights, layer
-    scales, response norms), are uniform in 0.5 to 1.5; everything else is normal with deviation
-    1 / sqrt(elements an output). Counters are 0.
+    biases are normal with deviation 0.1; other vectors, also those with dimensions of size 1 unless they are the weight
+    of a convolution (norm weights, layer scales, response norms), are uniform in 0.5 to 1.5, and a twentieth of that
+    where the name starts with "layer_scale" (VAN, MogaNet: their gates square the map, which larger factors blow up
+    over the blocks); everything else is normal with deviation 1 / sqrt(elements an output). Counters are 0.
     """
     random = np.random.RandomState(zlib.crc32(name.encode()))
     leaf = name.rpartition(".")[2]
@@ -31,8 +32,8 @@ def rule_tensor(name: str, shape: tuple[int, ...]) -> Tensor:
         return torch.zeros(shape, dtype=torch.int64)
     if leaf in ("running_mean", "bias", "beta"):
         values = 0.1 * random.standard_normal(shape)
-    elif leaf == "running_var" or max(shape, default=1) == math.prod(shape):
-        values = random.uniform(0.5, 1.5, shape)
+    elif leaf == "running_var" or (max(shape, default=1) == math.prod(shape) and not (leaf == "weight" and shape[1:])):
+        values = random.uniform(0.5, 1.5, shape) * (0.05 if leaf.startswith("layer_scale") else 1)
     else:
         values = random.standard_normal(shape) / math.sqrt(math.prod(shape) / shape[0])
     return torch.from_numpy(np.asarray(values, dtype=np.float64))

@@ -66,7 +66,10 @@ class TestEveryVariant:
     def test_timm_knows_it(self, name: str) -> None:
         assert timm.is_model(name)
         assert timm.models.model_entrypoint(name).__module__.startswith("fullfield.models.")
-        assert timm.get_pretrained_cfg(name).input_size == (3, 224, 224)
+        channels, height, width = timm.get_pretrained_cfg(name).input_size
+        assert channels == 3
+        assert height == width
+        assert (height == 384) == name.endswith("_384")
 
 
 def test_declared_exceptions_name_families_and_checks_that_exist() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -30,7 +31,7 @@ def rewrite(
     file: Path, *, header: Callable[[Any], Any] = lambda h: h, tensors: Callable[[dict[str, Tensor]], Any] = dict
 ) -> Path:
     """Write a copy of a checkpoint with its header and its tensors changed."""
-    with weights.safe_open(file, framework="pt") as opened:
+    with safe_open(file, framework="pt") as opened:
         old = json.loads(opened.metadata()["fullfield"])
     other = file.with_name("other.safetensors")
     save_file(dict(tensors(load_file(file))), other, {"format": "pt", "fullfield": json.dumps(header(old))})

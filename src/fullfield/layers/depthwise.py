@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fullfield.ops import depthwise_conv2d
 
-__all__ = ["DepthwiseConv2d"]
+__all__ = ["DepthwiseConv2d", "replace_depthwise"]
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -51,7 +51,60 @@ class DepthwiseConv2d(nn.Conv2d):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve; dilated kernels take PyTorch's own path."""
-        if self.dilation != (1, 1):
+        """Convolve; a single image (C, H, W) takes PyTorch's own path."""
+        if x.ndim == 3:
             return super().forward(x)
-        return depthwise_conv2d(x, self.weight, self.bias, stride=self.stride[0])
+        padding = (int(self.padding[0]), int(self.padding[1]))
+        return depthwise_conv2d(
+            x, self.weight, self.bias, stride=self.stride[0], padding=padding, dilation=self.dilation[0]
+        )
+
+
+def replace_depthwise(module: nn.Module) -> int:
+    """Swap every depthwise `nn.Conv2d` inside a module for `DepthwiseConv2d`, in place.
+
+    The new modules hold the same Parameters under the same names, so optimisers and state dicts stay valid; hooks on
+    the old ones are lost. Only plain convolutions are swapped: groups = in = out channels, padding of zeros that keeps
+    the size at stride 1, stride 1 or 2. Those that a module inherits, parametrises or fills later are left alone.
+
+    Args:
+        module: Any model, such as timm's; it can't itself be the convolution.
+
+    Returns:
+        How many convolutions were swapped; 0 where there is none.
+    """
+    swapped: dict[nn.Module, DepthwiseConv2d] = {}
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            # `named_children` names a module once a parent, so a shared one is looked up for the others.
+            if child in swapped or _is_plain_depthwise(child):
+                swapped.setdefault(child, _same_parameters(child))
+                setattr(parent, name, swapped[child])
+    return len(swapped)
+
+
+def _is_plain_depthwise(module: nn.Module) -> bool:
+    if type(module) is not nn.Conv2d or module.padding_mode != "zeros" or isinstance(module.padding, str):
+        return False
+    kernel, dilation = module.kernel_size, module.dilation
+    return (
+        module.groups == module.in_channels == module.out_channels
+        and all(size % 2 == 1 for size in kernel)
+        and module.stride in ((1, 1), (2, 2))
+        and dilation[0] == dilation[1]
+        and tuple(module.padding) == (dilation[0] * (kernel[0] // 2), dilation[1] * (kernel[1] // 2))
+    )
+
+
+def _same_parameters(conv: nn.Module) -> DepthwiseConv2d:
+    assert isinstance(conv, nn.Conv2d)  # noqa: S101 - for the type checker
+    swapped = DepthwiseConv2d(
+        conv.in_channels,
+        (conv.kernel_size[0], conv.kernel_size[1]),
+        conv.stride[0],
+        conv.dilation[0],
+        bias=conv.bias is not None,
+        device="meta",
+    )
+    swapped.weight, swapped.bias = conv.weight, conv.bias
+    return swapped.train(conv.training)

@@ -69,6 +69,8 @@ class OfficialFormat:
     """Regular expressions and their replacements, applied to every official name one after the other, in order."""
     merged: str = ""
     """A regular expression that matches a name only in checkpoints whose branches are merged; "" if there are none."""
+    merged_renames: tuple[tuple[str, str], ...] = ()
+    """Applied before `renames` to merged checkpoints, for names that stand for another tensor of ours there."""
     merge: Callable[[Any], object] = lambda model: model.merge_branches()
     """Brings one of our models, in place, to the form of a merged checkpoint."""
     ignored: tuple[str, ...] = ()

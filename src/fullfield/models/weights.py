@@ -1,8 +1,9 @@
 """Saving a model to one safetensors file that says how to build it, and loading it without executing anything.
 
-The file's header carries, as JSON under the key "fullfield", the registered name, the arguments, whether norms
-were folded, and whatever the caller adds (class names, preprocessing). Loading builds the model from the registry
-and fills it strictly; a file that is damaged, foreign or does not fit is refused with what to do about it.
+The file's header carries, as JSON under the key "fullfield", the registered name, the arguments, whether branches
+were merged and norms folded, and whatever the caller adds (class names, preprocessing). Loading builds the model from
+the registry and fills it strictly; a file that is damaged, foreign or does not fit is refused with what to do about
+it. Other people's files are `official.py`'s.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from timm.models import is_model
 from torch import Tensor, nn
 
-from fullfield.errors import CheckpointError, FullfieldError, nearest
+from fullfield.errors import CheckpointError, nearest
 from fullfield.files import atomic_write
 from fullfield.models.backbone import Backbone
 from fullfield.models.registry import NOT_STORED, ModelSpec, create_model, list_models, model_spec
+from fullfield.models.weight_file import read_safetensors
 
-__all__ = ["Checkpoint", "find_weights", "load", "load_checkpoint", "save"]
+__all__ = ["Checkpoint", "Header", "build", "find_weights", "load", "load_checkpoint", "read_header", "save"]
 
 HEADER = "fullfield"
 
@@ -37,6 +38,16 @@ class Checkpoint:
     spec: ModelSpec
     metadata: dict[str, Any]
     path: Path
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a Fullfield file says of its model."""
+
+    spec: ModelSpec
+    form: str
+    """"training", "merged" (parallel branches are one convolution) or "fused" (norms are folded too)."""
+    metadata: dict[str, Any]
 
 
 def save(model: nn.Module, path: str | Path, metadata: Mapping[str, Any] | None = None) -> Path:
@@ -62,9 +73,8 @@ def save(model: nn.Module, path: str | Path, metadata: Mapping[str, Any] | None 
             " fullfield.create_model(name), and do not prune it"
         )
     try:
-        header = json.dumps(
-            asdict(spec) | {"fused": bool(getattr(model, "fused", False)), "metadata": dict(metadata or {})}
-        )
+        forms = {form: bool(getattr(model, form, False)) for form in ("merged", "fused")}
+        header = json.dumps(asdict(spec) | forms | {"metadata": dict(metadata or {})})
     except TypeError as error:
         raise CheckpointError(f"{path}: model arguments and metadata must be plain JSON values ({error})") from error
     tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
@@ -113,18 +123,45 @@ def load(path: str | Path, *, num_classes: int | None = None, reset_classifier: 
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Load a model with all that was saved beside its weights; see `load`."""
     file = find_weights(path)
-    text, tensors = _read(file)
+    entries, tensors = read_safetensors(file)
+    header = read_header(file, entries)
+    if header is None:
+        raise CheckpointError(
+            f"{file} holds weights, but not how to build their model: it was not written by Fullfield. Use"
+            " fullfield.load_weights(name, path) or `fullfield convert`, or build the model with create_model and fill"
+            " it with load_state_dict"
+        )
+    model = build(file, header.spec)
+    if isinstance(model, Backbone):
+        if header.form == "fused":
+            model.fuse()
+        elif header.form == "merged":
+            model.merge_branches()
+    _fill(file, model, tensors)
+    return Checkpoint(model.eval(), header.spec, header.metadata, file)
+
+
+def read_header(file: Path, entries: Mapping[str, str]) -> Header | None:
+    """Return what the metadata of a safetensors file say of its model; None if Fullfield did not write it.
+
+    Args:
+        file: For the message.
+        entries: The file's metadata.
+
+    Raises:
+        CheckpointError: The header is incomplete.
+    """
+    text = entries.get(HEADER)
+    if text is None:
+        return None
     try:
         header = json.loads(text)
         spec = ModelSpec(str(header["name"]), dict(header["arguments"]))
-        fused, metadata = bool(header.get("fused", False)), dict(header.get("metadata", {}))
-    except (KeyError, TypeError, ValueError) as error:
+        # files of before merging was recorded have no such entry
+        form = "fused" if header.get("fused", False) else "merged" if header.get("merged", False) else "training"
+        return Header(spec, form, dict(header.get("metadata", {})))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: its fullfield header is incomplete ({error!r}); save it again") from error
-    model = _build(file, spec)
-    if fused and isinstance(model, Backbone):
-        model.fuse()
-    _fill(file, model, tensors)
-    return Checkpoint(model.eval(), spec, metadata, file)
 
 
 def find_weights(path: str | Path) -> Path:
@@ -149,26 +186,13 @@ def find_weights(path: str | Path) -> Path:
     )
 
 
-def _read(file: Path) -> tuple[str, dict[str, Tensor]]:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            header = (opened.metadata() or {}).get(HEADER)
-            if header is None:
-                raise CheckpointError(
-                    f"{file} holds weights, but not how to build their model: it was not written by Fullfield."
-                    " Build the model with create_model and fill it with load_state_dict"
-                )
-            return header, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except FullfieldError:
-        raise
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{file} ({file.stat().st_size:,} bytes) is not a whole safetensors file ({error}); it may be truncated"
-            " or of another format. Use another checkpoint of the run, or save it again"
-        ) from error
+def build(file: Path, spec: ModelSpec) -> nn.Module:
+    """Build the model that the header of a file asks for, with random weights.
 
-
-def _build(file: Path, spec: ModelSpec) -> nn.Module:
+    Raises:
+        CheckpointError: There is no such model, or the header has arguments that no checkpoint may have or that build
+            nothing.
+    """
     known = [info.name for info in list_models()]
     if not is_model(spec.name):
         raise CheckpointError(

@@ -3,7 +3,8 @@
 An operator has a plain reference, always there and the oracle of the tests, and faster paths that agree with
 it within stated tolerances. A caller's `path=` argument wins, then the environment variable
 `FULLFIELD_PATH_<OPERATOR>` (for tests and benchmarks), then the operator's own rule, which was measured by
-`benchmarks/region_ops_cpu.py`. Nothing falls back silently: a forced path that does not exist is an error.
+`benchmarks/region_ops_cpu.py` or `benchmarks/depthwise_cpu.py`. Nothing falls back silently: a forced path that
+does not exist is an error.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ PATHS: dict[str, tuple[str, ...]] = {
     "region_pwconv": ("reference", "bmm", "sdpa", "blocked"),
     "region_pool": ("reference", "strided"),
     "region_gate": ("reference", "broadcast", "gather"),
+    "depthwise_conv2d": ("native", "nchw", "channels_last", "fft", "toeplitz"),
 }
-"""The paths of every operator, the reference first."""
+"""The paths of every operator, the reference first (for the depthwise convolution PyTorch's own is the reference)."""
 
 
 def one_of(what: str, value: str, known: tuple[str, ...]) -> str:
