@@ -33,6 +33,7 @@ EVERYTHING: dict[str, Any] = {
     "warmup_epochs": 0.5,
     "clip_grad": 0.0,
     "ema": 0.0,
+    "sparsity": 0.4,
     "precision": "bf16",
     "drop_path": 0.2,
     "drop_rate": 0.1,
@@ -101,6 +102,7 @@ some = st.fixed_dictionaries(
         "lr": st.floats(1e-12, 1e3),
         "weight_decay": st.floats(0, 1e3),
         "ema": share,
+        "sparsity": share,
         "hflip": st.booleans(),
         "rand_augment": st.integers(0, 30),
         "precision": st.sampled_from(["auto", "32", "bf16", "16"]),
@@ -127,7 +129,7 @@ def test_any_settings_come_back_from_command_and_yaml(values: dict[str, Any]) ->
         *(("workers", value) for value in (-1, 1.5, "many")),
         *(
             (name, value)
-            for name in ("drop_path", "drop_rate", "label_smoothing", "erasing", "ema")
+            for name in ("drop_path", "drop_rate", "label_smoothing", "erasing", "ema", "sparsity")
             for value in (-0.1, 1)
         ),
         *(("lr", value) for value in (0, -1e-3, float("nan"), float("inf"), "fast")),

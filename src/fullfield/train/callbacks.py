@@ -30,6 +30,11 @@ __all__ = ["COLUMNS", "Patience", "RunKeeper", "ScreenProgress", "UnreadableImag
 COLUMNS = ("epoch", "lr", "train_loss", "val_loss", "val_top1", "val_top5", "val_recall", "images_per_s", "seconds")
 
 
+def warmed_decay(decay: float, updates: int) -> float:
+    """Return the decay of an average after so many updates: it starts at 0.1 and rises to `decay`."""
+    return min(decay, (1 + updates) / (10 + updates))
+
+
 def averaging(decay: float) -> WeightAveraging:
     """Return Lightning's exponential moving average of weights and BatchNorm statistics, with warm-up.
 
@@ -44,7 +49,7 @@ def averaging(decay: float) -> WeightAveraging:
         n = int(updates)
         if not averaged.is_floating_point():
             return current
-        return torch.lerp(averaged, current.to(averaged.dtype), 1 - min(decay, (1 + n) / (10 + n)))
+        return torch.lerp(averaged, current.to(averaged.dtype), 1 - warmed_decay(decay, n))
 
     return WeightAveraging(use_buffers=True, avg_fn=average)
 

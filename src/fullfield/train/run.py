@@ -47,6 +47,7 @@ from fullfield.train.fitting import fit_settings
 from fullfield.train.module import TrainModule
 from fullfield.train.report import write_report
 from fullfield.train.settings import TrainSettings, parse_share
+from fullfield.train.sparsity import PruneAndGrow, sparse_averaging, sparsity_of
 from fullfield.train.start import fit_to_weights, start_model, start_preprocess
 from fullfield.train.summary import run_report
 
@@ -198,13 +199,16 @@ def _fit(
         cutmix=settings.cutmix,
     )
     epochs = settings.epochs or 1
-    module = TrainModule(task, settings, epochs * len(train_loader), [str(s.path) for s in samples])
+    total_steps = epochs * len(train_loader)
+    module = TrainModule(task, settings, total_steps, [str(s.path) for s in samples])
     limit = int(parse_share(settings.max_bad) * len(samples) + 1e-9)  # 29 % of 100 is 28.999... in floating point
     unreadable = UnreadableImages(run, limit, len(samples))
     images = len(train_loader) * (settings.batch_size or 32) if train_loader.drop_last else len(samples)
     callbacks: list[pl.Callback] = [unreadable, RunKeeper(run, metadata)]
+    if settings.sparsity:
+        callbacks.append(PruneAndGrow(sparsity_of(settings, model, total_steps), total_steps, settings.seed))
     if settings.ema:
-        callbacks.append(averaging(settings.ema))
+        callbacks.append((sparse_averaging if settings.sparsity else averaging)(settings.ema))
     callbacks.append(ScreenProgress(images, epochs))
     if settings.patience:
         callbacks.append(Patience(settings.patience))

@@ -65,6 +65,8 @@ class TrainSettings:
     """Largest gradient norm; 0 for no clipping."""
     ema: float = 0.999
     """Decay of the weights' exponential moving average, with warm-up; 0 for none. Averaged weights are evaluated."""
+    sparsity: float = 0.0
+    """Share of the weights kept at zero while their places move (SLaK's dynamic sparsity; 0.4 there); 0 for none."""
     precision: Literal["auto", "32", "bf16", "16"] = "auto"
     """Arithmetic: 32 on a CPU and bf16 mixed on a GPU by default."""
 
@@ -191,7 +193,7 @@ _POSITIVE_SHARE: _Limit = ("more than 0 and at most 1", lambda value: 0 < value 
 _LIMITS: dict[str, _Limit] = {
     **dict.fromkeys(("epochs", "image_size", "batch_size", "patience"), _AT_LEAST_1),
     **dict.fromkeys(("workers", "weight_decay", "warmup_epochs", "clip_grad", "mixup", "cutmix"), _NOT_NEGATIVE),
-    **dict.fromkeys(("ema", "drop_path", "drop_rate", "label_smoothing", "erasing"), _BELOW_1),
+    **dict.fromkeys(("ema", "sparsity", "drop_path", "drop_rate", "label_smoothing", "erasing"), _BELOW_1),
     **dict.fromkeys(("layer_decay", "scale_min"), _POSITIVE_SHARE),
     "lr": ("more than 0 and finite", lambda value: 0 < value < math.inf),
     "rand_augment": ("between 0 (off) and 30", lambda value: 0 <= value <= 30),
