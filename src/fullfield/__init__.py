@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fullfield import models, ops
+from fullfield.models.official import load_weights
 from fullfield.models.registry import ModelInfo, create_model, list_models
 from fullfield.models.weights import load, save
 from fullfield.version import __version__
@@ -29,6 +30,7 @@ __all__ = [
     "evaluate",
     "list_models",
     "load",
+    "load_weights",
     "models",
     "ops",
     "predict",
@@ -37,6 +39,7 @@ __all__ = [
 ]
 
 _FUNCTIONS = {
+    "convert": "fullfield.tasks.convert:convert",
     "eval": "fullfield.tasks.evaluate:evaluate",
     "evaluate": "fullfield.tasks.evaluate:evaluate",
     "predict": "fullfield.tasks.predict:predict",

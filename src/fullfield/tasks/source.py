@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import timm.data
 import torch
 from torch import nn
 
@@ -19,6 +18,7 @@ from fullfield.data import Preprocess
 from fullfield.errors import CheckpointError, ConfigError
 from fullfield.models.registry import create_model
 from fullfield.models.weights import find_weights, load_checkpoint
+from fullfield.tasks.pretrained import published_classes, published_preprocess
 
 __all__ = ["OpenedModel", "checkpoint_metadata", "open_model", "pick_device"]
 
@@ -81,22 +81,8 @@ def _open_registered(name: str, pretrained: bool, device: torch.device) -> Opene
         if not pretrained:
             raise
         raise CheckpointError(no_pretrained(name, error)) from error
-    data = timm.data.resolve_model_data_config(model)
-    count = int(getattr(model, "num_classes", 0))
-    if count == 1000:
-        info = timm.data.ImageNetInfo()
-        classes = tuple(info.index_to_description(i).split(",")[0] for i in range(count))
-    else:
-        classes = tuple(f"class {i}" for i in range(count))
-    preprocess = Preprocess(
-        image_size=data["input_size"][-1],
-        crop_share=data["crop_pct"],
-        mean=tuple(data["mean"]),
-        std=tuple(data["std"]),
-        interpolation=data["interpolation"],
-        channels=data["input_size"][0],
-    )
-    return OpenedModel(name, model, classes, preprocess, trained=pretrained, source=name)
+    classes = published_classes(int(getattr(model, "num_classes", 0)))
+    return OpenedModel(name, model, classes, published_preprocess(model), trained=pretrained, source=name)
 
 
 def no_pretrained(name: str, error: Exception) -> str:
