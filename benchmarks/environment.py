@@ -1,39 +1,18 @@
-"""What every benchmark writes beside its figures: device, threads, versions, date and commit."""
+"""What every benchmark writes beside its figures: the package's own columns, and the commit."""
 
-import datetime
-import os
-import platform
 import subprocess
 from pathlib import Path
 
-import torch
+from fullfield.measure.environment import environment as package_environment
 
 
 def environment() -> dict[str, str]:
     """Return the columns of the environment, all text."""
-    root = Path(__file__).parent
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"],  # noqa: S607
-        cwd=root,
+        cwd=Path(__file__).parent,
         capture_output=True,
         text=True,
         check=False,
     )
-    return {
-        "device": _processor(),
-        "cores": str(os.cpu_count()),
-        "threads": str(torch.get_num_threads()),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
-        "commit": commit.stdout.strip() or "unknown",
-    }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return package_environment() | {"commit": commit.stdout.strip() or "unknown"}

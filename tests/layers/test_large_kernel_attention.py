@@ -42,7 +42,7 @@ def test_the_default_attention_sees_23_by_23_pixels() -> None:
     layer, x = LargeKernelAttention(3, dtype=F64), image(3, (41, 41)).requires_grad_()
     attention = layer.pointwise(layer.dilated(layer.depthwise(x)))
     (seen,) = torch.autograd.grad(attention[:, :, 20, 20].sum(), x)
-    rows, columns = seen.abs().sum((0, 1)).nonzero(as_tuple=True)
+    rows, columns = (seen.abs().sum((0, 1)) > 1e-9).nonzero(as_tuple=True)  # a transform rounds zeros
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (9, 31, 9, 31)
 
 

@@ -57,7 +57,7 @@ def test_the_three_shares_see_5_13_and_23_pixels() -> None:
     spans = []
     for channel in (0, 1, 3, 4, 7):
         (seen,) = torch.autograd.grad(layer(x)[:, channel, 20, 20].sum(), x)
-        rows = seen.abs().sum((0, 1, 3)).nonzero()
+        rows = (seen.abs().sum((0, 1, 3)) > 1e-9).nonzero()  # a transform rounds zeros
         spans.append(int(rows.max() - rows.min()) + 1)
     assert spans == [5, 13, 13, 23, 23]
 

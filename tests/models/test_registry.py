@@ -16,6 +16,7 @@ from torch import nn
 import fullfield
 from fullfield.errors import ConfigError, FullfieldError, ModelNotFoundError
 from fullfield.models import ModelInfo, ModelSpec, create_model, list_models, model_spec, registry
+from fullfield.models.peers import PEERS
 from fullfield.models.racnn import RaCNN, RaCNNConfig
 
 RACNN = ["racnn_pico", "racnn_nano", "racnn_tiny", "racnn_small", "racnn_base", "racnn_tiny_literal", "racnn_tiny_grid"]
@@ -25,6 +26,7 @@ REGISTER = """
 import sys
 from types import ModuleType
 import timm, fullfield
+from fullfield.models.peers import PEERS
 from fullfield.models.racnn import RaCNN, RaCNNConfig
 from fullfield.models.registry import register_family
 home = sys.modules["own_nets"] = ModuleType("own_nets")
@@ -85,10 +87,11 @@ def test_a_registered_family_is_made_by_timm_and_listed_as_ours() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_without_a_pattern_the_list_is_ours_alone() -> None:
+def test_without_a_pattern_the_list_is_ours_and_the_peers_of_timm_s() -> None:
     infos = list_models()
     assert [info.name for info in infos if info.family == "racnn"] == RACNN
-    assert {info.source for info in infos} == {"fullfield"}
+    assert [info.name for info in infos if info.source == "timm"] == list(PEERS)
+    assert [info.source for info in infos] == sorted(info.source for info in infos)
 
 
 @pytest.mark.parametrize(

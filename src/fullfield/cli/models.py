@@ -1,4 +1,4 @@
-"""`fullfield models [PATTERN]`: what there is, with costs counted on the spot."""
+"""`fullfield models [PATTERN]`: what there is, with costs that are stored with the package or counted on the spot."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.table import Table
 from fullfield.cli.parse import parse
 from fullfield.files import write_json
 from fullfield.measure import cost
+from fullfield.measure.listed_costs import listed_cost
 from fullfield.models.registry import ModelInfo, list_models
 from fullfield.progress import console, output
 
@@ -22,12 +23,12 @@ COUNTED_UNASKED = 40  # building hundreds of models takes minutes
 
 @dataclass(frozen=True)
 class ModelsArguments:
-    """List models: Fullfield's own, or all that match a pattern, timm's included."""
+    """List models: Fullfield's own beside the nets of timm's they are compared with, or all that match a pattern."""
 
     pattern: tyro.conf.Positional[str] = ""
-    """Such as 'racnn*' or '*' (quote it, or the shell expands it). Without one: Fullfield's own."""
+    """Such as 'racnn*' or '*' (quote it, or the shell expands it). Without one: Fullfield's own and their peers."""
     cost: bool | None = None
-    """Count parameters and MACs. By default for at most 40 models."""
+    """Count parameters and MACs. By default where they are known or at most 40 models are to be counted."""
     image_size: int | None = None
     """Count MACs at this size, pixels. By default each model's own."""
     json: str | None = None
@@ -38,7 +39,8 @@ def run(argv: list[str]) -> int:
     """List models, with parameters and MACs."""
     arguments = parse(ModelsArguments, "models", argv)
     infos = list_models(arguments.pattern)
-    count = arguments.cost if arguments.cost is not None else len(infos) <= COUNTED_UNASKED
+    unknown = [info for info in infos if arguments.image_size is not None or listed_cost(info.name) is None]
+    count = arguments.cost if arguments.cost is not None else len(unknown) <= COUNTED_UNASKED
     rows = []
     with console.status("counting") as status:
         for info in infos:
@@ -58,7 +60,8 @@ def _row(info: ModelInfo, count: bool, image_size: int | None) -> dict[str, Any]
     row["weights"] = "timm" if pretrained else "none"
     if count:
         try:
-            counted = cost(info.name, image_size=image_size)
+            stored = listed_cost(info.name) if image_size is None else None
+            counted = stored or cost(info.name, image_size=image_size)
         except (RuntimeError, AssertionError, TypeError, ValueError) as error:
             row["error"] = str(error).splitlines()[0] if str(error) else type(error).__name__
         else:

@@ -3,7 +3,7 @@
 from fullfield.layers.band_depthwise import BandDepthwiseConv
 from fullfield.layers.channel_aggregation import ChannelAggregationFFN
 from fullfield.layers.conv_norm import ConvNorm, fold_norm_into_conv, fold_norm_into_next_conv, norm_as_affine
-from fullfield.layers.depthwise import DepthwiseConv2d
+from fullfield.layers.depthwise import DepthwiseConv2d, replace_depthwise
 from fullfield.layers.ffn import FFN
 from fullfield.layers.global_filter import GlobalLocalFilter
 from fullfield.layers.gnconv import GnConv
@@ -47,4 +47,5 @@ __all__ = [
     "fold_norm_into_next_conv",
     "initialise_by_fan_out",
     "norm_as_affine",
+    "replace_depthwise",
 ]

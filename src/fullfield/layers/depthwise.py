@@ -75,9 +75,9 @@ def replace_depthwise(module: nn.Module) -> int:
     """
     swapped: dict[nn.Module, DepthwiseConv2d] = {}
     for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            # `named_children` names a module once a parent, so a shared one is looked up for the others.
-            if child in swapped or _is_plain_depthwise(child):
+        # Not `named_children`, which leaves out the second name of a module that a parent holds twice.
+        for name, child in list(parent._modules.items()):
+            if child is not None and (child in swapped or _is_plain_depthwise(child)):
                 swapped.setdefault(child, _same_parameters(child))
                 setattr(parent, name, swapped[child])
     return len(swapped)

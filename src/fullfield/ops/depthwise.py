@@ -149,11 +149,10 @@ def _native_is_fastest(
     """Whether the rule picks PyTorch's own path in every direction that this call needs."""
     if min(shape.output_size) < 1:
         return True  # PyTorch says what is wrong
-    if shape.dead_taps != (0, 0):
-        return False  # our operator drops them
     needed = {"forward": True, "grad_input": grad_input, "grad_weight": grad_weight}
     return all(
-        fastest_path(direction, shape.cropped(), dtype, channels_last) == "native"
+        fastest_path(direction, sizes, dtype, channels_last) == "native"
+        for sizes in (shape, shape.cropped())  # PyTorch's own path keeps the dead taps
         for direction, is_needed in needed.items()
         if is_needed
     )

@@ -4,6 +4,9 @@ A circular correlation of length n >= H + p is free of wrap-around at all pixels
 outputs and lags that are cut off (the full length H + k - 1 is not needed). Stride and dilation are zeros between
 pixels. Its cost does not depend on the kernel but for n. Half types are transformed in float32.
 
+A correlation is a product with a conjugate, which is written out (`conj_physical_`): PyTorch's lazy conjugate is
+lost where the operator runs inside a compiled graph.
+
 What is not finite spreads over its map of one sample and channel, and in the gradient of the weight over that
 channel's kernel; it does not reach other samples or channels.
 """

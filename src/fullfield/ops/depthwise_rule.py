@@ -38,8 +38,9 @@ STRIDED = DIRECT | {
 }
 DILATED = {key: ((ANY, key[1]),) for key in DIRECT}
 
-SMALL_WORK = 4e6  # MACs: below, a call of our operators costs more than they save, if the kernel is not wide
-SMALL_MAP = 100  # pixels: here a call for each sample (grad_weight in channels_last) costs more than NCHW copies
+# MACs: below, a call of our operators costs more than they save, if the kernel is not wide
+SMALL_WORK = {"forward": 4e6, "grad_input": 6e5, "grad_weight": 6e5}
+SMALL_MAP = 200  # pixels: here a call for each sample (grad_weight in channels_last) costs more than NCHW copies
 TOEPLITZ_BATCH, TOEPLITZ_TAPS = 32, 81  # on small maps, grad_weight: at least so many samples and taps
 MOST_PADDING = 6  # pixels: dilated kernels with no more are fast in PyTorch, forward
 
@@ -69,7 +70,7 @@ def fastest_path(direction: str, shape: DepthwiseShape, dtype: torch.dtype, chan
         return "native" if shape.stride > 1 else "fft" if large else "nchw"
     if shape.stride == 1 and _fft_ns(shape) < _direct_ns(direction, shape):
         return "fft"
-    if shape.macs < SMALL_WORK and shape.kernel[1] <= DIRECT["forward", "nchw"][0][0]:
+    if shape.macs < SMALL_WORK[direction] and shape.kernel[1] <= DIRECT["forward", "nchw"][0][0]:
         return "native"
     if max(shape.kernel) <= 3 and (shape.dilation == 1 or direction == "grad_weight"):
         return "native"
