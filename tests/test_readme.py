@@ -78,7 +78,7 @@ def test_links_of_the_pages_lead_to_files(page):
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs" / "models" / "racnn.md"], ids=lambda p: p.name)
 def test_parameters_and_macs_in_the_tables_are_the_counted_ones(page):
-    text = page.read_text(encoding="utf-8").partition("### Speed")[0]
+    text = page.read_text(encoding="utf-8").partition("## Speed")[0]
     rows = re.findall(r"^\| `(racnn_\w+)` \|(.*)\|$", text, re.MULTILINE)
     assert rows
     for name, cells in rows:
@@ -90,7 +90,7 @@ def test_parameters_and_macs_in_the_tables_are_the_counted_ones(page):
 def test_speeds_in_the_readme_are_the_stored_ones():
     with (ROOT / "benchmarks" / "results" / "racnn_cpu.csv").open(newline="", encoding="utf-8") as file:
         stored = {(row["model"], row["mode"]): row for row in csv.DictReader(file)}
-    rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", README.partition("### Speed")[2], re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", README.partition("## Speed")[2], re.MULTILINE)
     assert len(rows) == 4
     for name, cells in rows:
         forward, training = stored[name, "forward"], stored[name, "training step"]
