@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DEMO   ?= demo
 
-.PHONY: setup demo test test-all lint types imports check bench clean
+.PHONY: setup demo test test-all lint types imports check bench bench-backbones clean
 
 setup: $(READY)
 
@@ -38,6 +38,10 @@ check: lint types imports test
 
 bench: $(READY)
 	@$(BIN)/python benchmarks/region_ops_cpu.py && $(BIN)/python benchmarks/racnn_cpu.py
+	@$(BIN)/python benchmarks/depthwise_cpu.py --threads 1 2
+
+bench-backbones: $(READY)
+	@$(BIN)/python benchmarks/backbones_cpu.py --resume
 
 clean:
 	rm -rf $(VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

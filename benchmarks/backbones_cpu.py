@@ -1,14 +1,14 @@
-"""Every backbone of Fullfield on this CPU, beside the same net in its official form, in one run.
+"""Every backbone of Fullfield on this CPU at 224x224, beside the same net in its official form, in one run.
 
-    python benchmarks/backbones_cpu.py              -> benchmarks/results/backbones_cpu.csv (about 40 minutes)
+    python benchmarks/backbones_cpu.py              -> benchmarks/results/backbones_cpu.csv (more than an hour)
     python benchmarks/backbones_cpu.py --nets 'replknet_31b' 'slak*' --out somewhere.csv
     python benchmarks/backbones_cpu.py --table      prints the table of docs/speed.md from the stored file
 
 The official form is the net as its authors' code runs it where their compiled operator is not to be had: every
-depthwise convolution is plain `nn.Conv2d`, in NCHW, nothing merged, and layer norms hand on NCHW maps. Ours are timed in both layouts, as trained and
-fused. All forms of one net and batch size run in turn, round after round, and ratios are taken inside a round (see
-`fullfield.measure.timing`). Rows are written after every net; a run that was stopped goes on with `--resume`. All
-weights are random.
+depthwise convolution is plain `nn.Conv2d`, in NCHW, nothing merged, and layer norms hand on NCHW maps. Ours are timed
+in both layouts, as trained and fused. All forms of one net and batch size run in turn, round after round, and ratios
+are taken inside a round (see `fullfield.measure.timing`). Rows are written after every net; a run that was stopped
+goes on with `--resume`. All weights are random.
 """
 
 import argparse
@@ -46,6 +46,8 @@ TRAIN = {
     "channels_last": Setting(mode="train", layout="channels_last"),
 }
 VARIABLE = "FULLFIELD_PATH_DEPTHWISE_CONV2D"
+SIZE = 224
+OTHER_SIZE = "_384"  # such variants are nets that are here already, for larger images
 LARGE = 100e6  # parameters; larger nets are timed forward, one image a call
 RESULTS = Path(__file__).parent / "results" / "backbones_cpu.csv"
 
@@ -80,9 +82,9 @@ def time_net(name: str, mode: str, batch: int, seconds: float, rounds: int) -> l
     """Time all forms of a net and return one row a form."""
     torch.manual_seed(0)
     model = fullfield.create_model(name)
-    counted = cost(name)
+    counted = cost(name, image_size=SIZE)
     forms = {
-        form: Setting(mode, batch, counted.input_size[1:], setting.layout, fused=setting.fused)
+        form: Setting(mode, batch, (SIZE, SIZE), setting.layout, fused=setting.fused)
         for form, setting in (FORWARD if mode == "forward" else TRAIN).items()
     }
     calls = {form: make_call(model, setting) for form, setting in forms.items()}
@@ -170,7 +172,8 @@ def main() -> None:
         return
     torch.set_num_threads(arguments.threads)
     about = environment()
-    ours = [info.name for info in fullfield.list_models() if info.source == "fullfield"]
+    listed = [info.name for info in fullfield.list_models() if info.source == "fullfield"]
+    ours = [name for name in listed if not name.endswith(OTHER_SIZE)]
     names = [name for name in ours if any(fnmatch.fnmatch(name, pattern) for pattern in arguments.nets)]
     rows: list[dict[str, object]] = [*read(arguments.out)] if arguments.resume and arguments.out.exists() else []
     done = {str(r["model"]) for r in rows}

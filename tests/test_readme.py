@@ -1,13 +1,14 @@
-"""What README.md tells the user to type works: commands parse, Python runs, files and make targets exist."""
+"""What README.md and docs/ tell the user to type works: commands parse, Python runs, files and targets exist."""
 
 import csv
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from fullfield.cli import evaluate, main, models, predict, train
+from fullfield.cli import main
 from fullfield.cli.parse import parse
 from fullfield.measure import cost
 from fullfield.train.settings import TrainSettings
@@ -15,24 +16,28 @@ from fullfield.train.settings import TrainSettings
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-COMMANDS = [
-    shlex.split(line.removeprefix("$ "), comments=True)
-    for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL)
-    for line in block.splitlines()
-    if line.startswith("$ fullfield")
-]
+COMMANDS = sorted(
+    {
+        line.removeprefix("$ ")
+        for page in PAGES
+        for block in re.findall(r"```console\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+        for line in block.splitlines()
+        if line.startswith("$ fullfield")
+    }
+)
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 ARGUMENTS = {
-    "train": train.TrainArguments,
-    "eval": evaluate.EvalArguments,
-    "predict": predict.PredictArguments,
-    "models": models.ModelsArguments,
+    command: getattr(
+        import_module(f"fullfield.cli.{'evaluate' if command == 'eval' else command}"),
+        f"{command.capitalize()}Arguments",
+    )
+    for command in main.COMMANDS
 }
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_every_fullfield_command_of_the_readme_parses(words):
-    _, command, *rest = words
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_fullfield_command_of_the_pages_parses(line):
+    _, command, *rest = shlex.split(line, comments=True)
     assert command in main.COMMANDS
     parse(ARGUMENTS[command], command, rest)
 

@@ -12,14 +12,33 @@ from pathlib import Path
 
 import pytest
 
+from fullfield.cli.bench import BenchArguments
+from fullfield.cli.cam import CamArguments
+from fullfield.cli.choose import ChooseArguments
+from fullfield.cli.compare import CompareArguments
+from fullfield.cli.convert import ConvertArguments
+from fullfield.cli.erf import ErfArguments
 from fullfield.cli.evaluate import EvalArguments
 from fullfield.cli.main import COMMANDS, main
 from fullfield.cli.models import ModelsArguments
 from fullfield.cli.predict import PredictArguments
+from fullfield.cli.shift import ShiftArguments
 from fullfield.cli.train import TrainArguments
 from fullfield.version import __version__
 
-ARGUMENTS = {"models": ModelsArguments, "train": TrainArguments, "eval": EvalArguments, "predict": PredictArguments}
+ARGUMENTS = {
+    "models": ModelsArguments,
+    "train": TrainArguments,
+    "eval": EvalArguments,
+    "predict": PredictArguments,
+    "convert": ConvertArguments,
+    "bench": BenchArguments,
+    "erf": ErfArguments,
+    "cam": CamArguments,
+    "shift": ShiftArguments,
+    "compare": CompareArguments,
+    "choose": ChooseArguments,
+}
 Call = Callable[..., tuple[int, str, str]]
 
 

@@ -24,6 +24,13 @@ COMMANDS = {
     "train": "train a classifier on a folder of images",
     "eval": "measure a trained model on labelled images",
     "predict": "name what is in images",
+    "erf": "see what a model sees: effective receptive fields",
+    "cam": "see which parts of an image speak for a class",
+    "shift": "see whether answers stay when images move",
+    "bench": "time models against each other on this machine",
+    "compare": "put models side by side on one page",
+    "choose": "find the backbones that meet a budget here",
+    "convert": "make a Fullfield file of an official checkpoint",
 }
 """Subcommand -> what it does; each has a module of its name (eval: evaluate) with `run(argv) -> exit code`."""
 

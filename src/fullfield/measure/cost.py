@@ -1,6 +1,7 @@
 """What a model costs by count: parameters, MACs and FLOPs (see `models.flops`).
 
 Nothing is computed for a model that is given by name: it is built on the meta device where it allows that.
+`cost_report.py` has the same per module and kind of operator, with bytes; `cost_training.py` has training's memory.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import nn
 from fullfield.models.flops import count_flops
 from fullfield.models.registry import create_model
 
-__all__ = ["Cost", "cost"]
+__all__ = ["Cost", "build", "cost", "input_size"]
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,24 @@ def cost(model: str | nn.Module, *, image_size: int | tuple[int, int] | None = N
         ModelNotFoundError: No model has that name.
     """
     if isinstance(model, str):
-        name, module = model, _build(model, **arguments)
+        name, module = model, build(model, **arguments)
     else:
         name, module = type(model).__name__, model
-    size = _input_size(module, image_size)
+    size = input_size(module, image_size)
     flops = count_flops(module, size)
     return Cost(name, sum(p.numel() for p in module.parameters()), flops // 2, flops, size)
 
 
-def _build(name: str, **arguments: Any) -> nn.Module:
-    """Build a model without memory for its weights; a few of timm's cannot be, and are built for real."""
+def build(name: str, **arguments: Any) -> nn.Module:
+    """Build a model without memory for its weights; a few of timm's cannot be, and are built for real.
+
+    Args:
+        name: A registered name.
+        arguments: Of `create_model`.
+
+    Raises:
+        ModelNotFoundError: No model has that name.
+    """
     try:
         with torch.device("meta"):
             return create_model(name, **arguments)
@@ -64,7 +73,13 @@ def _build(name: str, **arguments: Any) -> nn.Module:
         return create_model(name, **arguments)
 
 
-def _input_size(module: nn.Module, image_size: int | tuple[int, int] | None) -> tuple[int, int, int]:
+def input_size(module: nn.Module, image_size: int | tuple[int, int] | None = None) -> tuple[int, int, int]:
+    """Return (channels, height, width) of an image for a module.
+
+    Args:
+        module: Of any library; timm's `pretrained_cfg` and `in_chans` are read where they are.
+        image_size: Side, or (height, width), in pixels; None for the module's own, 224 where it has none.
+    """
     own = (getattr(module, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))
     channels = int(getattr(module, "in_chans", own[0]))
     if image_size is None:

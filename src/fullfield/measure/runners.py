@@ -1,8 +1,9 @@
 """Turning a model and a setting into a call that can be timed: one forward pass or one training step.
 
 Every backend is one function (model, images, setting) -> call. ONNX Runtime and OpenVINO come with the extra `export`;
-without them their backends say so. A forward pass runs in eval mode without autograd; a training step is forward,
-cross-entropy on random labels, backward and an SGD update, with all gradients made anew.
+without them their backends say so. What has to be compiled is compiled before the call is returned. A forward pass runs
+in eval mode without autograd; a training step is forward, cross-entropy, backward and an SGD update, with all gradients
+made anew.
 """
 
 from __future__ import annotations
@@ -20,13 +21,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fullfield.errors import ConfigError, MissingExtraError, nearest
+from fullfield.measure.erf_model import open_measured
+from fullfield.tasks.model_file import is_model_file, load_model_file
 
-__all__ = ["BACKENDS", "LAYOUTS", "MODES", "PRECISIONS", "Setting", "make_call"]
+__all__ = [
+    "BACKENDS",
+    "LAYOUTS",
+    "MODES",
+    "PRECISIONS",
+    "Setting",
+    "fused_copy",
+    "make_call",
+    "open_named",
+    "reason_of",
+]
 
 MODES = ("forward", "train")
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 BACKENDS = ("eager", "compile", "onnxruntime", "openvino")
+RUNTIMES = ("onnxruntime", "openvino")
+MANY_COMPILED = 256  # forms of one model, before PyTorch would run the next one eagerly without a word
 
 
 @dataclass(frozen=True)
@@ -64,11 +79,32 @@ class Setting:
                 )
         if self.batch < 1:
             raise ConfigError(f"batch must be at least 1, got {self.batch}")
-        if self.mode == "train" and (self.fused or self.backend in ("onnxruntime", "openvino")):
+        if self.mode == "train" and (self.fused or self.backend in RUNTIMES):
             what = "a fused model" if self.fused else self.backend
             raise ConfigError(f"{what} can't be trained: use mode='forward'")
-        if self.backend in ("onnxruntime", "openvino") and (self.precision, self.layout) != ("float32", "nchw"):
+        if self.backend in RUNTIMES and (self.precision, self.layout) != ("float32", "nchw"):
             raise ConfigError(f"{self.backend} is timed in float32 and nchw only: it chooses its layouts by itself")
+        if self.backend in RUNTIMES and self.device != "cpu":
+            raise ConfigError(f"{self.backend} is timed on the CPU only, got device {self.device!r}")
+
+
+def open_named(source: str, image_size: int | tuple[int, int] | None = None) -> nn.Module:
+    """Open what a user calls a model, with its own or random weights: neither changes a time.
+
+    Args:
+        source: A registered name, a run folder, a weights file, or `path/to/file.py:factory`, which is run.
+        image_size: Side, or (height, width), in pixels: attention nets of a fixed size are set to it.
+
+    Raises:
+        ModelNotFoundError: Neither a path nor a registered name.
+        CheckpointError: The path holds no usable weights.
+        ConfigError: The file makes no model.
+    """
+    model = load_model_file(source) if is_model_file(source) else open_measured(source, device="cpu").model
+    resize = getattr(model, "set_input_size", None)
+    if image_size is not None and callable(resize):
+        resize(img_size=(image_size, image_size) if isinstance(image_size, int) else image_size)
+    return model
 
 
 def make_call(model: nn.Module, setting: Setting, in_chans: int = 3) -> Callable[[], Any]:
@@ -80,14 +116,10 @@ def make_call(model: nn.Module, setting: Setting, in_chans: int = 3) -> Callable
         in_chans: Channels of an image.
 
     Raises:
-        ConfigError: The model cannot be fused.
+        ConfigError: The model can't be fused, compiled or exported.
         MissingExtraError: The backend's library is not installed.
     """
-    model = copy.deepcopy(model).to(setting.device)
-    if setting.fused:
-        if not callable(getattr(model, "fuse", None)):
-            raise ConfigError(f"{type(model).__name__} has no fuse(): time it without fused")
-        model.eval().fuse()  # type: ignore[operator]
+    model = (fused_copy(model) if setting.fused else copy.deepcopy(model)).to(setting.device)
     memory_format = LAYOUTS[setting.layout]
     model = model.to(memory_format=memory_format)
     generator = torch.Generator().manual_seed(0)
@@ -98,6 +130,33 @@ def make_call(model: nn.Module, setting: Setting, in_chans: int = 3) -> Callable
     return {"eager": _eager, "compile": _compiled, "onnxruntime": _onnxruntime, "openvino": _openvino}[setting.backend](
         model.eval(), images, setting
     )
+
+
+def fused_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of a model in eval mode with folded norms and merged branches.
+
+    Args:
+        model: One with a method `fuse()`; it is left as it was.
+
+    Raises:
+        ConfigError: It has none.
+    """
+    fused = copy.deepcopy(model).eval()
+    if not callable(getattr(fused, "fuse", None)):
+        raise ConfigError(f"{type(model).__name__} has no fuse(): time it without fused")
+    fused.fuse()  # type: ignore[operator]
+    return fused
+
+
+def reason_of(error: Exception) -> str:
+    """Return the first line of what an error says, or its class where it says nothing.
+
+    Args:
+        error: Any; of what PyTorch's compiler wraps, the error inside.
+    """
+    cause = getattr(error, "inner_exception", None) or error
+    lines = str(cause).strip().splitlines()
+    return lines[0] if lines else type(cause).__name__
 
 
 def _autocast(setting: Setting) -> AbstractContextManager[Any]:
@@ -114,11 +173,35 @@ def _eager(model: nn.Module, images: Tensor, setting: Setting) -> Callable[[], A
 
 
 def _compiled(model: nn.Module, images: Tensor, setting: Setting) -> Callable[[], Any]:
-    return _eager(torch.compile(model), images, setting)  # type: ignore[arg-type]
+    # static shapes, or the second batch size would be compiled for any
+    call = _eager(torch.compile(model, dynamic=False), images, setting)  # type: ignore[arg-type]
+    _compile_now(call, type(model).__name__)
+    return call
+
+
+def _compile_now(call: Callable[[], Any], name: str) -> None:
+    """Make the first call, which compiles, and say what is wrong where that fails.
+
+    Raises:
+        ConfigError: PyTorch can't compile the model here.
+    """
+    from torch._dynamo import config
+    from torch._dynamo.exc import TorchDynamoException
+
+    try:
+        with config.patch(recompile_limit=MANY_COMPILED, fail_on_recompile_limit_hit=True):
+            call()
+    except TorchDynamoException as error:
+        raise ConfigError(
+            f"torch.compile can't compile {name} here: {reason_of(error)}. On a CPU it needs a C++ compiler (g++ or"
+            " clang); leave out the backend compile to time the rest"
+        ) from error
 
 
 def _training_step(model: nn.Module, images: Tensor, setting: Setting) -> Callable[[], Any]:
-    forward: Any = torch.compile(model.train()) if setting.backend == "compile" else model.train()
+    forward: Any = model.train()
+    if setting.backend == "compile":
+        forward = torch.compile(forward, dynamic=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
 
     def call() -> None:
@@ -129,6 +212,8 @@ def _training_step(model: nn.Module, images: Tensor, setting: Setting) -> Callab
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)  # last, so that the next call's peak memory counts the gradients
 
+    if setting.backend == "compile":
+        _compile_now(call, type(model).__name__)
     return call
 
 
@@ -145,10 +230,14 @@ def first_tensor(output: Any) -> Tensor:
 
 
 def _to_onnx(model: nn.Module, images: Tensor) -> bytes:
-    _library("onnxscript")
-    program = torch.onnx.export(model, (images,), dynamo=True, verbose=False)
-    if program is None:
-        raise ConfigError("torch.onnx.export returned nothing")
+    for name in ("onnx", "onnxscript"):
+        _library(name)
+    try:
+        program: Any = torch.onnx.export(model, (images,), dynamo=True, verbose=False)
+    except RuntimeError as error:  # torch.onnx.OnnxExporterError is one
+        raise ConfigError(
+            f"{type(model).__name__} can't be written as ONNX: {reason_of(error)}. Time it with the backend eager"
+        ) from error
     return program.model_proto.SerializeToString()  # type: ignore[no-any-return]
 
 

@@ -22,11 +22,12 @@ def count_flops(module: nn.Module, input_size: tuple[int, int, int]) -> int:
         input_size: (C, H, W).
     """
     parameter = next(module.parameters(), torch.empty(0))
-    training = module.training
+    training = {part: part.training for part in module.modules()}  # a norm may be frozen in a model that trains
     module.eval()
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             module(torch.zeros(1, *input_size, device=parameter.device, dtype=parameter.dtype))
     finally:
-        module.train(training)
+        for part, mode in training.items():
+            part.training = mode
     return int(counter.get_total_flops())
