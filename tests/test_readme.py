@@ -21,7 +21,7 @@ COMMANDS = sorted(
         line.removeprefix("$ ")
         for page in PAGES
         for block in re.findall(r"```console\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-        for line in block.splitlines()
+        for line in block.replace("\\\n", " ").splitlines()
         if line.startswith("$ fullfield")
     }
 )
