@@ -2,7 +2,7 @@
 
 Importing it registers Fullfield's models with timm and loads no more than torch and timm. What needs more (the
 trainer, for instance) is imported when it is first used. The functions mirror the commands one to one:
-`fullfield.train(...)` is `fullfield train ...`.
+`fullfield.train(...)` is `fullfield train ...`, and `fullfield.measure.erf(...)` is `fullfield erf ...`.
 """
 
 from __future__ import annotations
