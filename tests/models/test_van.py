@@ -2,7 +2,7 @@
 
 `OFFICIAL` was counted on the official code (github.com/Visual-Attention-Network/VAN-Classification, commit e19779b,
 models/van.py) with PyTorch's parameter lists and flop counter; `PUBLISHED` is the README's table (B0 to B3) and the
-paper's table 6 (arXiv:2202.09741, B4 to B6).
+paper's (arXiv:2202.09741, B4 to B6).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Large kernel attention (LKA): a map multiplied by a convolution of itself with a large, decomposed kernel.
 
-Source: "Visual Attention Network" (VAN, arXiv:2202.09741), section 3.1, equation 1 and figure 2. A K x K depthwise
+Source: "Visual Attention Network" (VAN, arXiv:2202.09741), section 3.1, equation 1. A K x K depthwise
 convolution is approximated by a (2d-1) x (2d-1) depthwise convolution, a ceil(K/d) x ceil(K/d) depthwise convolution
 of dilation d and a 1x1 convolution. For K = 21 and d = 3 they are 5x5, 7x7 and 1x1 and see 23 x 23 pixels; the 1x1
 makes the attention depend on all channels. There is no softmax or sigmoid: the product is the attention.

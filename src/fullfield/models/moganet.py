@@ -1,7 +1,7 @@
 """MogaNet: convolutional stages that gate a context of several receptive fields and reallocate channels.
 
-Source: Li et al., "MogaNet: Multi-order Gated Aggregation Network" (ICLR 2024, arXiv:2211.03295), figure 4 and table
-A1, and the authors' code, github.com/Westlake-AI/MogaNet. A block is, with n = BN(x),
+Source: Li et al., "MogaNet: Multi-order Gated Aggregation Network" (ICLR 2024, arXiv:2211.03295), and the
+authors' code, github.com/Westlake-AI/MogaNet. A block is, with n = BN(x),
 x += gamma * (n + aggregation(n)); x += gamma * FFN(BN(x)), its FFN with a depthwise 3x3 and channel aggregation.
 Patches overlap, and every stage ends with a BatchNorm, so that the head only pools. `docs/models/moganet.md` says what
 differs from the authors' code.

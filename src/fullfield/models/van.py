@@ -1,6 +1,6 @@
 """VAN, the Visual Attention Network: convolutional stages whose attention is a large, decomposed kernel.
 
-Source: Guo et al., "Visual Attention Network" (arXiv:2202.09741), figure 3 and table 2, and the authors' code,
+Source: Guo et al., "Visual Attention Network" (arXiv:2202.09741), and the authors' code,
 github.com/Visual-Attention-Network/VAN-Classification. A block is, with n = BN(x),
 x += gamma * (n + 1x1(LKA(GELU(1x1(n))))); x += gamma * FFN(BN(x)), its FFN with a depthwise 3x3. Patches overlap, and
 every stage ends with a LayerNorm over channels, so that the head only pools. `docs/models/van.md` says what differs
