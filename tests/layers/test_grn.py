@@ -97,3 +97,26 @@ def test_parameters_are_made_where_and_as_asked() -> None:
 def test_a_map_of_other_channels_is_refused() -> None:
     with pytest.raises(RuntimeError):
         GRN(4)(torch.randn(1, 5, 3, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_dead_channel_gives_finite_gradients(dtype: torch.dtype) -> None:
+    grn, x = drawn(3).to(dtype), torch.randn(2, 3, 4, 4, dtype=dtype)
+    x[:, 1] = 0
+    x.requires_grad_()
+    grn(x).square().sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+    torch.testing.assert_close(grn(x)[:, 1], grn.beta[1].expand(2, 4, 4))
+
+
+def test_large_values_in_half_precision_do_not_overflow() -> None:
+    grn, x = drawn(2), 1000 * torch.randn(1, 2, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(grn.half()(x.half()).double(), grn.double()(x), rtol=2e-2, atol=10.0)
+
+
+def test_channels_last_gives_the_same() -> None:
+    grn, x = drawn(5), torch.randn(2, 5, 7, 6, dtype=torch.float64)
+    y = grn(x.contiguous(memory_format=torch.channels_last))
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y, grn(x), rtol=1e-12, atol=1e-12)

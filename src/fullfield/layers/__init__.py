@@ -11,6 +11,7 @@ from fullfield.layers.grn import GRN
 from fullfield.layers.head import PoolHead
 from fullfield.layers.initialise import initialise_by_fan_out
 from fullfield.layers.large_kernel_attention import LargeKernelAttention
+from fullfield.layers.layer_norm import LayerNorm2d
 from fullfield.layers.multi_order import MultiOrderDepthwise, MultiOrderGatedAggregation
 from fullfield.layers.partial_depthwise import PartialDepthwiseConv2d
 from fullfield.layers.raffn import RaFFN
@@ -32,6 +33,7 @@ __all__ = [
     "GlobalLocalFilter",
     "GnConv",
     "LargeKernelAttention",
+    "LayerNorm2d",
     "MultiOrderDepthwise",
     "MultiOrderGatedAggregation",
     "PartialDepthwiseConv2d",

