@@ -14,10 +14,9 @@ from typing import Any
 
 import torch.nn.functional as F
 from timm.data.constants import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
-from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 
-from fullfield.layers import ConvNorm, DepthwiseConv2d, PoolHead, ResidualBranch
+from fullfield.layers import ConvNorm, DepthwiseConv2d, LayerNorm2d, PoolHead, ResidualBranch
 from fullfield.layers.initialise import initialise_by_fan_out
 from fullfield.layers.large_kernel_attention import LargeKernelAttention, decomposed_kernel
 from fullfield.layers.shortcut_branch import ShortcutBranch
