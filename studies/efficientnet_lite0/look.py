@@ -5,7 +5,7 @@
 
 PHOTOGRAPHS is a folder with one image of each ImageNet class, 224x224 pixels, in the classes' order, such as the set
 that `SOURCES.md` of the shared data calls imagenet_samples, which may not be shipped. No figures of a whole run are
-stored yet: the pages' are of one-off runs of the same functions.
+stored yet: the pages' are of one-off runs of the same functions (receptive fields with a second crop of 0.875).
 """
 
 import argparse
