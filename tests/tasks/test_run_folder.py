@@ -17,7 +17,7 @@ from tests.images import write_photos
 def fake_run(path: Path) -> Path:
     (path / "checkpoints").mkdir(parents=True)
     (path / "evaluation").mkdir()
-    for name in ("config.yaml", "metrics.csv", "unreadable.csv", "report.html", "checkpoints/last.ckpt"):
+    for name in ("config.yaml", "metrics.csv", "unreadable.csv", "report.html", "checkpoints/step-00000009.ckpt"):
         (path / name).write_text("old")
     return path
 

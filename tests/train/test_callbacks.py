@@ -87,6 +87,8 @@ def see(callback: UnreadableImages, *bad: tuple[str, str], validation: bool = Fa
     nothing: Any = None
     hook = callback.on_validation_batch_end if validation else callback.on_train_batch_end
     hook(nothing, nothing, None, batch(*bad), 0)
+    if validation:
+        callback.on_validation_epoch_end(nothing, nothing)
 
 
 def test_unreadable_images_are_listed_once_each_in_the_order_of_their_coming(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
-"""The trainer's state on a full disk, damaged or missing: the epoch before is whole, and the run goes on from it."""
+"""The trainer's state on a full disk, damaged or missing: the one before is whole, and the run goes on from it."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,16 @@ import torch
 
 import fullfield
 from fullfield.errors import CheckpointError, RunError
+from fullfield.tasks.run_folder import RunFolder
 from fullfield.tasks.source import open_model
-from fullfield.train.checkpoint import AtomicCheckpointIO, checkpoint_epoch
+from fullfield.train.checkpoint import (
+    AtomicCheckpointIO,
+    Position,
+    newest_state,
+    prune_states,
+    read_position,
+    state_path,
+)
 from tests.images import TINY, best_weights, figures, same_weights
 
 pytestmark = pytest.mark.usefixtures("better_every_epoch")
@@ -48,7 +58,7 @@ def uninterrupted(photos: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("target", "write", "file"),
     [
-        ("torch.save", torch.save, "last.ckpt"),
+        ("torch.save", torch.save, "step-00000006.ckpt"),
         ("fullfield.models.weights.save_file", safetensors.torch.save_file, "best.safetensors"),
     ],
 )
@@ -59,11 +69,17 @@ def test_full_disk_in_the_second_epoch_leaves_the_first_and_the_run_goes_on(
     checkpoints = run / "checkpoints"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(target, full_at(2, write))
-        with pytest.raises(RunError, match=r"the disk is full.*previous version is intact") as caught:
+        with pytest.raises(
+            RunError, match=r"the disk is full.*(previous version is intact|nothing was overwritten)"
+        ) as caught:
             fullfield.train(photos, out=run, **TINY)
     assert str(checkpoints / file) in str(caught.value)
-    assert sorted(p.name for p in checkpoints.iterdir()) == ["best.safetensors", "last.ckpt"]
-    assert checkpoint_epoch(checkpoints / "last.ckpt") == 1
+    assert sorted(p.name for p in checkpoints.iterdir()) == [
+        "best.safetensors",
+        "step-00000003.ckpt",
+        "step-00000003.ckpt.sha256",
+    ]
+    assert read_position(checkpoints / "step-00000003.ckpt").epoch == 1
     assert open_model(run).trained
 
     fullfield.train(resume=run)
@@ -93,37 +109,75 @@ def test_full_disk_at_the_first_checkpoint_says_that_nothing_was_overwritten(pho
         patch.setattr("torch.save", full_at(1, torch.save))
         with pytest.raises(RunError, match="nothing was overwritten"):
             fullfield.train(photos, out=tmp_path / "run", **TINY)
-    with pytest.raises(CheckpointError, match=r"ended before its first epoch did. Start it again"):
+    with pytest.raises(CheckpointError, match=r"ended before it saved one. Start it again"):
         fullfield.train(resume=tmp_path / "run")
 
 
-def test_state_is_written_and_read_back_by_lightning_s_own_interface(tmp_path: Path) -> None:
-    io, path = AtomicCheckpointIO(), tmp_path / "new" / "last.ckpt"
-    io.save_checkpoint({"epoch": 4, "tensor": torch.arange(3)}, path)
-    assert checkpoint_epoch(path) == 5
-    assert torch.equal(io.load_checkpoint(path, weights_only=True)["tensor"], torch.arange(3))
-    assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
+def position(**changes: Any) -> Position:
+    return Position(**{**asdict(START), **changes})
+
+
+START = Position(4, 0, 12, "racnn_pico", {}, {"classes": ["a", "b"]}, {"data": "photos"}, "0" * 32)
+
+
+def write_state(run: RunFolder, steps: int) -> Path:
+    path = state_path(run, steps)
+    content = {"fullfield": position(steps=steps).to_dict(), "weights": torch.arange(1000) + steps}
+    AtomicCheckpointIO().save_checkpoint(content, path)
+    return path
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    """A run with the states of steps 9, 10 and 11."""
+    run = RunFolder(tmp_path / "run")
+    for steps in (9, 10, 11):
+        write_state(run, steps)
+    return run
+
+
+def test_state_is_written_and_read_back_by_lightning_s_own_interface(run: RunFolder) -> None:
+    loaded = AtomicCheckpointIO().load_checkpoint(run.states[0], weights_only=True)
+    assert torch.equal(loaded["weights"], torch.arange(1000) + 11)
+    assert read_position(run.states[0]) == position(steps=11)
+
+
+def test_checksum_is_the_one_that_sha256sum_reads(run: RunFolder) -> None:
+    for path in run.states:
+        line = path.with_name(f"{path.name}.sha256").read_text()
+        assert line == f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
+
+
+def test_newest_state_is_found_and_older_ones_are_pruned(run: RunFolder) -> None:
+    (run.checkpoints / ".step-00000012.ckpt.99.partial").write_bytes(b"half")
+    prune_states(run)
+    state, notes = newest_state(run)
+    assert (state.path.name, state.position.steps, notes) == ("step-00000011.ckpt", 11, [])
+    assert sorted(p.name for p in run.checkpoints.iterdir()) == [
+        f"step-000000{n}.ckpt{end}" for n in (10, 11) for end in ("", ".sha256")
+    ]
 
 
 def _truncated(path: Path) -> None:
-    torch.save({"epoch": 3, "weights": torch.zeros(1000)}, path)
-    path.write_bytes(path.read_bytes()[:-2000])
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def _flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
 
 
 def _empty(path: Path) -> None:
-    path.touch()
+    path.write_bytes(b"")
 
 
 def _text(path: Path) -> None:
     path.write_text("not a checkpoint")
 
 
-def _foreign(path: Path) -> None:
-    torch.save({"model": {}}, path)
-
-
-def _tensor(path: Path) -> None:
-    torch.save(torch.zeros(3), path)
+def _without_checksum(path: Path) -> None:
+    path.with_name(f"{path.name}.sha256").unlink()
 
 
 class Malice:
@@ -131,22 +185,54 @@ class Malice:
         return os.mkdir, ("made-by-the-checkpoint",)
 
 
+def _rewritten(path: Path, content: Any) -> None:
+    """Replace a state by a whole file of another's, checksum and all."""
+    AtomicCheckpointIO().save_checkpoint(content, path)
+
+
+def _foreign(path: Path) -> None:
+    _rewritten(path, {"model": {}})
+
+
+def _tensor(path: Path) -> None:
+    _rewritten(path, torch.zeros(3))
+
+
 def _code(path: Path) -> None:
-    torch.save({"epoch": Malice()}, path)
+    _rewritten(path, {"fullfield": Malice()})
 
 
-@pytest.mark.parametrize("write", [_truncated, _empty, _text, _foreign, _tensor, _code])
-def test_damaged_or_foreign_state_is_refused_and_runs_no_code(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], None]
+DAMAGE = [_truncated, _flipped, _empty, _text, _without_checksum, _foreign, _tensor, _code]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_newest_state_is_set_aside_and_the_one_before_is_used(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], None]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "last.ckpt"
-    write(path)
-    with pytest.raises(CheckpointError, match=r"last\.ckpt can't be read.*--weights"):
-        checkpoint_epoch(path)
-    assert not (tmp_path / "made-by-the-checkpoint").exists()
+    monkeypatch.chdir(run.path)
+    damage(run.states[0])
+    state, notes = newest_state(run)
+    assert state.position.steps == 10
+    assert len(notes) == 1
+    assert "step-00000011.ckpt can't be read" in notes[0]
+    assert "set aside as step-00000011.ckpt.damaged" in notes[0]
+    assert (run.checkpoints / "step-00000011.ckpt.damaged").exists()
+    assert newest_state(run) == (state, [])  # it is not looked at again
+    assert not (run.path / "made-by-the-checkpoint").exists()
 
 
-def test_missing_state_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="ended before its first epoch"):
-        checkpoint_epoch(tmp_path / "last.ckpt")
+def test_nothing_but_damaged_states_is_said_with_what_is_left(run: RunFolder) -> None:
+    for path in run.states:
+        _truncated(path)
+    with pytest.raises(CheckpointError, match=r"step-00000011.*step-00000009.*No other state is left.*--weights"):
+        newest_state(run)
+
+
+def test_run_without_a_state_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="ended before it saved one"):
+        newest_state(RunFolder(tmp_path))
+
+
+def test_positions_say_where_they_are() -> None:
+    assert position().words == "epoch 4"
+    assert position(batches=7).words == "step 7 of epoch 5"

@@ -124,11 +124,11 @@ def test_limit_is_the_whole_number_that_the_share_means(
     class StopHereError(Exception):
         pass
 
-    def look(run: object, limit: int, total: int) -> None:
+    def look(run: object, limit: int, total: int, processes: object) -> None:
         assert (limit, total) == (allowed, count)
         raise StopHereError
 
-    monkeypatch.setattr("fullfield.train.run.UnreadableImages", look)
+    monkeypatch.setattr("fullfield.train.fit.UnreadableImages", look)
     for number in range(count):
         for split in ("train", "val"):
             path = tmp_path / "data" / split / str(number % 2) / f"{number}.jpg"

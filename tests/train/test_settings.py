@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fullfield.cli.parse import parse
 from fullfield.cli.train import TrainArguments
 from fullfield.errors import ConfigError
-from fullfield.train.settings import TrainSettings, parse_share
+from fullfield.train.settings import TrainSettings, parse_interval, parse_share
 
 EVERYTHING: dict[str, Any] = {
     "data": "my photos",
@@ -24,10 +24,15 @@ EVERYTHING: dict[str, Any] = {
     "overwrite": True,
     "epochs": 7,
     "image_size": 96,
+    "image_size_start": 64,
     "batch_size": 3,
+    "accumulate": 2,
+    "repeats": 3,
     "weights": "runs/old",
     "reset_classifier": True,
+    "freeze": ("stem", "stages.0"),
     "lr": 1e-5,
+    "lr_rule": "linear",
     "weight_decay": 0.0,
     "layer_decay": 0.75,
     "warmup_epochs": 0.5,
@@ -35,6 +40,12 @@ EVERYTHING: dict[str, Any] = {
     "ema": 0.0,
     "sparsity": 0.4,
     "precision": "bf16",
+    "channels_last": False,
+    "grad_checkpointing": True,
+    "teacher": "resnet50",
+    "distill_weight": 0.9,
+    "distill_temperature": 2.0,
+    "distill_hard": True,
     "drop_path": 0.2,
     "drop_rate": 0.1,
     "label_smoothing": 0.0,
@@ -50,6 +61,12 @@ EVERYTHING: dict[str, Any] = {
     "max_bad": "0.02",
     "workers": 0,
     "device": "cpu",
+    "devices": 2,
+    "restarts": 3,
+    "strategy": "fsdp",
+    "sync_bn": False,
+    "checkpoint_every": "500",
+    "logger": ("none",),
     "seed": 42,
 }
 
@@ -138,7 +155,9 @@ def test_any_settings_come_back_from_command_and_yaml(values: dict[str, Any]) ->
         *((name, value) for name in ("layer_decay", "scale_min") for value in (0, -0.5, 1.5)),
         *(("rand_augment", value) for value in (-1, 31, 9.5)),
         *(("val_share", value) for value in (0, 1, -0.1)),
-        *(("precision", value) for value in ("8", 64, "float", None)),
+        *(("precision", value) for value in ("8", 128, "float", None)),
+        *(("checkpoint_every", value) for value in ("often", "0m", "-5", "1.5", "10 days", "", "nan")),
+        *((name, value) for name in ("accumulate", "repeats", "devices") for value in (0, 1.5, None)),
         *(("max_bad", value) for value in ("lots", "101%", "-1%", "1.1", "", "nan", True)),
         *(("hflip", value) for value in ("yes", 1, None)),
         *(("model_args", value) for value in ("region_size=4", 4, ["region_size"], ["=4"], ["dims=[8,"])),
@@ -231,3 +250,11 @@ def test_model_arguments_are_read_as_yaml() -> None:
 )
 def test_share_is_a_percentage_or_a_fraction(written: str, meant: float) -> None:
     assert parse_share(written) == pytest.approx(meant)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds", "steps"),
+    [("90s", 90, None), ("10m", 600, None), ("1.5h", 5400, None), ("500", None, 500), ("500 steps", None, 500)],
+)
+def test_intervals_are_times_or_steps(text: str, seconds: float | None, steps: int | None) -> None:
+    assert parse_interval(text) == (seconds, steps)

@@ -9,7 +9,6 @@ must not end a run, and whoever trains counts them.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -18,18 +17,20 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from fullfield.data.image import read_image
 from fullfield.data.image_data import Sample
+from fullfield.data.order import mix as _mix
+from fullfield.data.place import read_sample
 from fullfield.errors import ConfigError, ImageError
 
 __all__ = ["EpochSampler", "ImageBatch", "ImageClassification", "SampleKey", "Unreadable", "collate"]
 
 
 class SampleKey(NamedTuple):
-    """Which image, in which epoch."""
+    """Which image, in which epoch, and which of its copies there."""
 
     epoch: int
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a pair
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody asks of a key
+    copy: int = 0
 
 
 class Unreadable(NamedTuple):
@@ -95,13 +96,14 @@ class ImageClassification(Dataset[Item | Unreadable]):
         index = key.index if isinstance(key, SampleKey) else key
         sample = self.samples[index]
         try:
-            image = read_image(sample.path, min_side=self.min_side)
+            image = read_sample(sample, min_side=self.min_side)
         except ImageError as error:
             path = str(sample.path)
             return Unreadable(path, str(error).removeprefix(f"{path}: "))
         if not isinstance(key, SampleKey):
             return self.transform(image), sample.label, index
-        with _seeded(_mix(self.seed, "sample", key.epoch, key.index)):
+        place = (key.epoch, key.index, key.copy) if key.copy else (key.epoch, key.index)
+        with _seeded(_mix(self.seed, "sample", *place)):
             return self.transform(image), sample.label, index
 
 
@@ -123,7 +125,8 @@ class EpochSampler(Sampler[SampleKey]):
 
     Each index comes once over all ranks. With `shuffle`, where training needs equally many steps on every
     rank, indices from the start of the order fill up the last round; without, for evaluation, nothing comes
-    twice and ranks may differ by one image.
+    twice and ranks may differ by one image. Taken in batches of `batch` / `world_size`, the ranks' batches
+    together are the batches of a single process: how many processes share the work does not change it.
 
     Args:
         length: Number of images.
@@ -131,47 +134,70 @@ class EpochSampler(Sampler[SampleKey]):
         seed: Another seed gives other orders.
         rank: Which of the processes this is.
         world_size: How many processes share the images.
+        batch: Images of a step over all ranks; what is left at the end of an epoch after whole steps is left out.
+            A data set of less than one step is not cut.
+        repeats: Repeated augmentation (Hoffer et al. 2020): each image of the order comes so many times in a row,
+            varied differently, and the epoch ends when it has as many images as without.
 
     Raises:
-        ConfigError: `rank` is not one of `world_size`, or `length` is negative.
+        ConfigError: `rank` is not one of `world_size`, or a number is too small.
     """
 
-    def __init__(self, length: int, *, shuffle: bool, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        length: int,
+        *,
+        shuffle: bool,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        batch: int = 1,
+        repeats: int = 1,
+    ) -> None:
         if length < 0:
             raise ConfigError(f"length is {length}; give the number of images.")
         if not 0 <= rank < world_size:
             raise ConfigError(f"rank is {rank} of world_size {world_size}; ranks count from 0 to world_size - 1.")
+        if batch < 1 or repeats < 1:
+            raise ConfigError(f"batch is {batch} and repeats {repeats}; both are at least 1.")
         self.length = length
         self.shuffle = shuffle
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.repeats = repeats
+        self.total = length if length < batch else length - length % batch
         self.epoch = 0
+        self._start = (0, 0)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration gives."""
         self.epoch = epoch
 
+    def start_at(self, epoch: int, taken: int) -> None:
+        """Choose the epoch, and leave out the first `taken` images of this rank in it; `len` still counts them."""
+        self.epoch = epoch
+        self._start = (epoch, taken)
+
     def __len__(self) -> int:
         if self.shuffle:
-            return -(-self.length // self.world_size)
-        return len(range(self.rank, self.length, self.world_size))
+            return -(-self.total // self.world_size)
+        return len(range(self.rank, self.total, self.world_size))
 
     def __iter__(self) -> Iterator[SampleKey]:
         epoch = self.epoch
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(_mix(self.seed, "order", epoch))
-            order: Sequence[int] = torch.randperm(self.length, generator=generator).tolist()
-        else:
-            order = range(self.length)
-        for turn in range(len(self)):
-            yield SampleKey(epoch, order[(self.rank + turn * self.world_size) % self.length])
+        order = self._order(epoch)
+        start = self._start[1] if epoch == self._start[0] else 0
+        for turn in range(start, len(self)):
+            place = (self.rank + turn * self.world_size) % self.total
+            yield SampleKey(epoch, order[place // self.repeats], place % self.repeats)
 
-
-def _mix(*parts: int | str) -> int:
-    """Return 64 bits that depend on all parts, so that neighbouring seeds and epochs share nothing."""
-    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
+    def _order(self, epoch: int) -> Sequence[int]:
+        if not self.shuffle:
+            return range(self.length)
+        generator = torch.Generator().manual_seed(_mix(self.seed, "order", epoch))
+        order: list[int] = torch.randperm(self.length, generator=generator).tolist()
+        return order
 
 
 @contextlib.contextmanager

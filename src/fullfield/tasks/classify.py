@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms import v2
@@ -61,4 +62,8 @@ class ClassificationTask(nn.Module):
         images, targets = batch.images, batch.labels
         if self.mix is not None and len(images) > 1:
             images, targets = self.mix(images, targets)  # targets become (B, num_classes) shares
-        return F.cross_entropy(self(images).float(), targets, label_smoothing=self.label_smoothing)
+        logits = self(images)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return F.cross_entropy(
+            logits, targets.to(logits) if targets.is_floating_point() else targets, label_smoothing=self.label_smoothing
+        )

@@ -95,7 +95,7 @@ class ClassificationMetrics(nn.Module):
         """
         if not len(labels):
             return
-        logits = logits.float()
+        logits = logits if logits.dtype == torch.float64 else logits.float()
         # one value an image: torchmetrics 1.9 drops the weight of a batch's mean where NaN is let through
         self.loss.update(F.cross_entropy(logits, labels, reduction="none"))
         self.confusion.update(logits.argmax(dim=1), labels)

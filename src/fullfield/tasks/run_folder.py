@@ -3,7 +3,7 @@
 config.yaml          every setting as it was used, fitted ones included
 metrics.csv          one row an epoch
 unreadable.csv       images that could not be read, with reasons (only if there are any)
-checkpoints/         best.safetensors (for use), last.ckpt (to resume)
+checkpoints/         best.safetensors (for use), step-00001234.ckpt (to resume; the newest two, with checksums)
 evaluation/          figures and single predictions on the held-out part
 report.html          all of it on one page
 """
@@ -51,9 +51,14 @@ class RunFolder:
         return self.path / "checkpoints" / "best.safetensors"
 
     @property
-    def last(self) -> Path:
-        """The trainer's state after the last whole epoch."""
-        return self.path / "checkpoints" / "last.ckpt"
+    def checkpoints(self) -> Path:
+        """The folder of weights and states."""
+        return self.path / "checkpoints"
+
+    @property
+    def states(self) -> list[Path]:
+        """The trainer's states, newest first; whether they are whole is not looked at."""
+        return sorted(self.checkpoints.glob("step-*.ckpt"), reverse=True)
 
     @property
     def evaluation(self) -> Path:

@@ -6,9 +6,11 @@ into the model for validation and takes them out again in the same hook in which
 
 from __future__ import annotations
 
+import copy
 import csv
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -24,6 +26,7 @@ from fullfield.progress import Advance, console, image_progress
 from fullfield.tasks.metrics import ClassificationResult
 from fullfield.tasks.run_folder import RunFolder
 from fullfield.train.module import TrainModule
+from fullfield.train.processes import ALONE, Processes
 
 __all__ = ["COLUMNS", "Patience", "RunKeeper", "ScreenProgress", "UnreadableImages", "averaging", "read_history"]
 
@@ -55,40 +58,58 @@ def averaging(decay: float) -> WeightAveraging:
 
 
 class RunKeeper(Callback):
-    """Write metrics.csv, the best weights and the trainer's last state, after every epoch.
+    """Write metrics.csv and the best weights after every epoch.
+
+    The epoch's sums are over all processes and grow by the step, so that a run that was continued within an epoch
+    adds the same numbers in the same order as one that was not.
 
     Args:
         run: Where.
         metadata: What goes beside the weights (classes, preprocessing).
+        processes: That train together; the first one writes.
     """
 
-    def __init__(self, run: RunFolder, metadata: dict[str, Any]) -> None:
+    def __init__(self, run: RunFolder, metadata: dict[str, Any], processes: Processes = ALONE) -> None:
         self.run = run
         self.metadata = metadata
+        self.processes = processes
         self.best_top1 = -1.0
         self.best_epoch = 0
-        self._loss_sum, self._images, self._start = 0.0, 0, 0.0
+        self._loss_sum, self._images, self._seconds, self._start = 0.0, 0, 0.0, 0.0
         self._result: ClassificationResult | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """What must survive a restart."""
-        return {"best_top1": self.best_top1, "best_epoch": self.best_epoch}
+        return {
+            "best_top1": self.best_top1,
+            "best_epoch": self.best_epoch,
+            "loss_sum": self._loss_sum,
+            "images": self._images,
+            "seconds": self._seconds + time.perf_counter() - self._start,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it back."""
         self.best_top1, self.best_epoch = state_dict["best_top1"], state_dict["best_epoch"]
+        self._loss_sum, self._images = state_dict["loss_sum"], state_dict["images"]
+        self._seconds = state_dict["seconds"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock, also where an epoch goes on."""
+        self._start = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the epoch's sums."""
-        self._loss_sum, self._images, self._start = 0.0, 0, time.perf_counter()
+        """Start the epoch's sums; not called where an epoch goes on."""
+        self._loss_sum, self._images, self._seconds, self._start = 0.0, 0, 0.0, time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: ImageBatch, batch_idx: int
     ) -> None:
         """Add the batch to the epoch's sums."""
-        if outputs:  # nothing was computed where no image of the batch could be read
-            self._loss_sum += float(outputs["loss"]) * len(batch.images)
-            self._images += len(batch.images)
+        if isinstance(pl_module, TrainModule):
+            loss, images = self.processes.sum([pl_module.batch_loss * len(batch.images), len(batch.images)])
+            self._loss_sum += loss
+            self._images += int(images)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the weights if they are the best so far; they are the averaged ones here."""
@@ -105,11 +126,15 @@ class RunKeeper(Callback):
         if result.top1 > self.best_top1:
             self.best_top1, self.best_epoch = result.top1, trainer.current_epoch + 1
             figures = {"epoch": self.best_epoch, "val_top1": result.top1, "val_images": result.images}
-            save(pl_module.task.model, self.run.best, {**self.metadata, **figures})
+            if self.processes.first:
+                model = pl_module.task.model
+                if any(p.dtype == torch.float64 for p in model.parameters()):  # for checks; it is used in float32
+                    model = copy.deepcopy(model).float()
+                save(model, self.run.best, {**self.metadata, **figures})
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Add a row to metrics.csv, then save the trainer's state; a restart drops rows that have no state."""
-        seconds = time.perf_counter() - self._start
+        """Add a row to metrics.csv; a restart drops rows that have no state."""
+        seconds = self._seconds + time.perf_counter() - self._start
         result = self._result
         row: dict[str, Any] = {
             "epoch": trainer.current_epoch + 1,
@@ -121,8 +146,8 @@ class RunKeeper(Callback):
         if result is not None:
             row |= {"val_loss": result.loss, "val_top1": result.top1, "val_recall": result.mean_recall}
             row["val_top5"] = result.top5
-        _append_row(self.run, row)
-        trainer.save_checkpoint(self.run.last)
+        if self.processes.first:
+            _append_row(self.run, row)
 
 
 class UnreadableImages(Callback):
@@ -132,12 +157,15 @@ class UnreadableImages(Callback):
         run: Where.
         limit: So many training images may be unreadable.
         total: Training images in all, for the message.
+        processes: That train together; each counts what any of them found.
     """
 
-    def __init__(self, run: RunFolder, limit: int, total: int) -> None:
+    def __init__(self, run: RunFolder, limit: int, total: int, processes: Processes = ALONE) -> None:
         self.run = run
         self.limit = limit
         self.total = total
+        self.processes = processes
+        self._found: list[Unreadable] = []  # in this validation pass, by this process
         self.train: dict[str, str] = {}
         self.val: dict[str, str] = {}
 
@@ -162,7 +190,11 @@ class UnreadableImages(Callback):
         Raises:
             TrainingError: There are more than the limit.
         """
-        self._note(self.train, batch.unreadable)
+        (found,) = self.processes.sum([len(batch.unreadable)])
+        if not found:
+            return
+        for unreadable in self.processes.collect(batch.unreadable):
+            self._note(self.train, unreadable)
         if len(self.train) > self.limit:
             path, reason = next(iter(self.train.items()))
             raise TrainingError(
@@ -180,14 +212,22 @@ class UnreadableImages(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Note the batch's unreadable images."""
-        self._note(self.val, batch.unreadable)
+        """Remember the batch's unreadable images."""
+        self._found += batch.unreadable
 
-    def _note(self, seen: dict[str, str], unreadable: tuple[Unreadable, ...]) -> None:
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note the pass's unreadable images, of all processes, which may have had different numbers of batches."""
+        found, self._found = self._found, []
+        for unreadable in self.processes.collect(found):
+            self._note(self.val, unreadable)
+
+    def _note(self, seen: dict[str, str], unreadable: Sequence[Unreadable]) -> None:
         fresh = {bad.path: bad.reason for bad in unreadable if bad.path not in seen}
         if not fresh:
             return
         seen |= fresh
+        if not self.processes.first:
+            return
         with (
             atomic_write(self.run.unreadable) as partial,
             partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
@@ -218,18 +258,21 @@ class ScreenProgress(Callback):
     Args:
         images: Training images an epoch.
         epochs: In all.
+        seen: Images trained on before this start.
+        processes: That train together; the first one has the screen.
     """
 
-    def __init__(self, images: int, epochs: int) -> None:
+    def __init__(self, images: int, epochs: int, seen: int = 0, processes: Processes = ALONE) -> None:
         self.images = images
         self.epochs = epochs
+        self.seen = seen
+        self.processes = processes
         self._open: Any = None
         self._advance: Advance | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show the bar."""
-        seen = trainer.current_epoch * self.images
-        self._open = image_progress("training", self.images * self.epochs, seen=seen)
+        self._open = image_progress("training", self.images * self.epochs, seen=self.seen)
         self._advance = self._open.__enter__()
 
     def on_train_batch_end(
@@ -237,11 +280,14 @@ class ScreenProgress(Callback):
     ) -> None:
         """Move the bar."""
         if self._advance is not None:
-            loss = f"loss {float(outputs['loss']):.3f}" if outputs else ""
-            self._advance(len(batch.images), f"epoch {trainer.current_epoch + 1}/{self.epochs}  {loss}")
+            loss = f"loss {pl_module.batch_loss:.3f}" if isinstance(pl_module, TrainModule) else ""
+            place = f"epoch {trainer.current_epoch + 1}/{self.epochs}"
+            self._advance(len(batch.images) * self.processes.size, f"{place}  {loss}")
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the epoch's line."""
+        if not self.processes.first:
+            return
         keeper = next(c for c in trainer.callbacks if isinstance(c, RunKeeper))  # type: ignore[attr-defined]
         row = read_history(keeper.run)[-1]
         best = "  [green]best so far[/]" if keeper.best_epoch == row["epoch"] else ""

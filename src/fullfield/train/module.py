@@ -18,6 +18,7 @@ from fullfield.data import ImageBatch
 from fullfield.errors import TrainingError
 from fullfield.tasks.classify import ClassificationTask
 from fullfield.tasks.metrics import ClassificationMetrics, ClassificationResult
+from fullfield.train.processes import ALONE, Processes
 from fullfield.train.settings import TrainSettings
 
 __all__ = ["TrainModule", "step_seed", "warmup_cosine"]
@@ -55,32 +56,69 @@ class TrainModule(pl.LightningModule):
         settings: Fitted settings.
         total_steps: Optimiser steps of the whole run.
         paths: File of each training image, to name the batch in which the loss failed.
+        processes: That train together.
     """
 
-    def __init__(self, task: ClassificationTask, settings: TrainSettings, total_steps: int, paths: list[str]) -> None:
+    def __init__(
+        self,
+        task: ClassificationTask,
+        settings: TrainSettings,
+        total_steps: int,
+        paths: list[str],
+        processes: Processes = ALONE,
+    ) -> None:
         super().__init__()
+        self.processes = processes
+        self.batch_loss = 0.0
+        """Mean loss of this process's last batch; 0 where none of its images could be read."""
         self.task = task
         self.settings = settings
         self.total_steps = total_steps
+        self.retuned = False
+        """Whether the optimiser of the state that a run goes on from takes the rates of the settings."""
         self._paths = paths
         self._metrics = ClassificationMetrics(task.num_classes)
+
+    def on_train_start(self) -> None:
+        """Put changed rates into the optimiser and schedule that came with the state."""
+        if not self.retuned:
+            return
+        fresh = self.configure_optimizers()
+        optimizer = self.trainer.optimizers[0]
+        scheduler: Any = self.trainer.lr_scheduler_configs[0].scheduler
+        scheduler.base_lrs = fresh["lr_scheduler"]["scheduler"].base_lrs
+        factor = scheduler.lr_lambdas[0](scheduler.last_epoch)
+        for group, new in zip(optimizer.param_groups, fresh["optimizer"].param_groups, strict=True):
+            group |= {"initial_lr": new["initial_lr"], "weight_decay": new["weight_decay"]}
+            group["lr"] = new["initial_lr"] * factor
 
     def on_train_batch_start(self, batch: ImageBatch, batch_idx: int) -> None:
         """Set the step's randomness."""
         torch.manual_seed(step_seed(self.settings.seed, self.current_epoch * 10_000_019 + batch_idx, self.global_rank))
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor | None:
-        """Return the batch's loss; None skips the step, where none of its images could be read.
+        """Return the batch's loss; None skips the step, where none of its images could be read in any process.
+
+        With several processes the loss is weighed by the share of readable images, so that the mean over processes,
+        which is what their gradients are the gradient of, is the mean over images.
 
         Raises:
             TrainingError: The loss is not finite, or the batch is a single image that BatchNorm can't normalise.
         """
-        if not len(batch.images):
+        count = len(batch.images)
+        (images,) = self.processes.sum([count])
+        self.batch_loss = 0.0
+        if not images:
             return None
+        if not count:  # the other processes wait for this one's gradients: give them zeros
+            side = self.settings.image_size or 224
+            blank = torch.zeros(2, getattr(self.task.model, "in_chans", 3), side, side, device=self.device)
+            nothing: Tensor = self.task(blank.to(next(self.task.parameters()).dtype)).sum() * 0.0
+            return nothing
         try:
             loss = self.task.loss(batch)
         except ValueError as error:
-            if len(batch.images) > 1:
+            if count > 1:
                 raise
             raise TrainingError(
                 f"a batch of one image of {batch.images.shape[-1]} pixels can't be normalised ({error}). Use a"
@@ -93,7 +131,8 @@ class TrainModule(pl.LightningModule):
                 f" (global step {self.global_step + 1}; images {', '.join(files[:3])}, ...). The last good weights are"
                 " kept. Try a lower --lr, --clip-grad 1, --precision 32, or look at these images"
             )
-        return loss
+        self.batch_loss = float(loss.detach())
+        return loss * (count * self.processes.size / images) if self.processes.size > 1 else loss
 
     def on_validation_epoch_start(self) -> None:
         """Start the figures over."""

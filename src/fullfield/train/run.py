@@ -1,54 +1,36 @@
 """One training run from data to report: read, fit the settings, train, evaluate the best weights, write it all down.
 
-The parts live elsewhere (`fitting`, `module`, `callbacks`, `report`); this file is their order.
+The parts live elsewhere (`fitting`, `fit`, `module`, `callbacks`, `report`); this file is their order. With several
+processes, the first one (or, with `devices`, the one that launches them) does all but the training itself.
 """
 
 from __future__ import annotations
 
-import logging
+import csv
 import shlex
-import signal
-import threading
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from rich.markup import escape
 from torch import nn
-from torch.utils.data import DataLoader
 
-from fullfield.data import (
-    Augment,
-    EpochSampler,
-    ImageClassification,
-    ImageData,
-    Preprocess,
-    Sample,
-    collate,
-    eval_transform,
-    read_image_data,
-    train_transform,
-)
-from fullfield.errors import ConfigError, TrainingError, nearest
+from fullfield.data import ImageData, Preprocess, read_image_data
+from fullfield.errors import ConfigError, FullfieldError, TrainingError, nearest
 from fullfield.files import atomic_write
 from fullfield.progress import console
-from fullfield.tasks.classify import ClassificationTask
 from fullfield.tasks.evaluate import Evaluation, evaluate_samples
 from fullfield.tasks.run_folder import RunFolder
-from fullfield.tasks.source import checkpoint_metadata, open_model, pick_device
-from fullfield.train.callbacks import Patience, RunKeeper, ScreenProgress, UnreadableImages, averaging
-from fullfield.train.checkpoint import AtomicCheckpointIO, checkpoint_epoch
+from fullfield.tasks.source import open_model, pick_device
+from fullfield.train.checkpoint import newest_state
+from fullfield.train.fit import fit, say_how_to_go_on
 from fullfield.train.fitting import fit_settings
-from fullfield.train.module import TrainModule
+from fullfield.train.processes import ALONE, Processes, is_restart, join, launch
 from fullfield.train.report import write_report
-from fullfield.train.settings import TrainSettings, parse_share
-from fullfield.train.sparsity import PruneAndGrow, sparse_averaging, sparsity_of
-from fullfield.train.start import fit_to_weights, start_model, start_preprocess
+from fullfield.train.resume import check_unchanged, with_changes
+from fullfield.train.settings import TrainSettings
+from fullfield.train.start import fit_to_weights, start_of
 from fullfield.train.summary import run_report
 
 __all__ = ["TrainResult", "train"]
@@ -68,40 +50,58 @@ class TrainResult:
     """The page to open."""
 
 
+@dataclass(frozen=True)
+class _Ready:
+    """A run that can be trained: its folder holds all that is needed."""
+
+    run: RunFolder
+    settings: TrainSettings
+    data: ImageData
+    fitted: list[str]
+    start: tuple[nn.Module, Preprocess] | None
+    """What a new run starts from; a resumed one has it in its state."""
+
+
 def train(
     data: str | Path | None = None,
     *,
     settings: TrainSettings | None = None,
     resume: str | Path | None = None,
+    allow_change: tuple[str, ...] = (),
     **options: Any,
 ) -> TrainResult:
     """Train a classifier and evaluate it.
 
     Args:
-        data: Image folder, CSV list or "sample:NAME".
+        data: Image folder, CSV list or "sample:NAME". With `resume`, where the same data are now.
         settings: All settings at once, instead of `data` and `options`.
-        resume: A run folder to continue after its last whole epoch, with its own settings.
+        resume: A run folder to continue from its newest state, with its own settings; `options` change them.
+        allow_change: With `resume`, settings that may change though the run is then another one; "images" where the
+            lists of images may. How many processes there are and what is saved and shown may always change.
         options: Fields of `TrainSettings`, such as `model="racnn_tiny"` or `epochs=30`.
 
     Returns:
         The run folder, the held-out figures and the report.
 
     Raises:
-        ConfigError: An option does not exist (the nearest is named) or has an impossible value.
+        ConfigError: An option does not exist (the nearest is named) or has an impossible value, or `resume` would
+            change what matters.
         DataError: The data can't be used.
         RunError: The run folder exists, is not a run, or can't be written.
-        TrainingError: The loss is not finite, or too many images can't be read. What was saved stays.
-        KeyboardInterrupt: Ctrl-C; the run can be continued with `resume`.
+        CheckpointError: The run to continue has no state that can be read.
+        TrainingError: The loss is not finite, too many images can't be read, or one of several processes failed. What
+            was saved stays.
+        KeyboardInterrupt: Ctrl-C; the state is saved, and the run can be continued with `resume`.
+        SystemExit: SIGTERM, in the same way; its code is 143.
     """
     if resume is not None:
-        if settings is not None or data is not None or options:
-            raise ConfigError("resume takes the run's own settings; give no data and no other option with it")
+        if settings is not None:
+            raise ConfigError("resume takes the run's own settings; give no others with it")
+        if data is not None:
+            options["data"] = str(data)
         run = RunFolder.open(resume)
-        settings = TrainSettings.from_dict(run.read_config(), where=str(run.config))
-        done = checkpoint_epoch(run.last)
-        where = f"[bold]{escape(str(run.path))}[/]"
-        console.print(f"Continuing {where} after epoch {done} of {settings.epochs}", soft_wrap=True)
-        return _run(settings, run)
+        kept = TrainSettings.from_dict(run.read_config(), where=str(run.config))
+        return _together(with_changes(kept, options), run, allow_change)
     if settings is not None and (data is not None or options):
         raise ConfigError("settings hold the data and all options; give nothing else with them")
     if settings is None:
@@ -109,7 +109,7 @@ def train(
             raise ConfigError("train needs data: an image folder, a CSV list or sample:blood_cells")
         _check_names(options)
         settings = TrainSettings(data=str(data), **options)
-    return _run(settings, None)
+    return _together(settings, None, ())
 
 
 def _check_names(options: dict[str, Any]) -> None:
@@ -119,164 +119,95 @@ def _check_names(options: dict[str, Any]) -> None:
             raise ConfigError(f"train has no option {name!r}{nearest(name, known)}")
 
 
-def _run(settings: TrainSettings, resumed: RunFolder | None) -> TrainResult:
+def _together(settings: TrainSettings, resumed: RunFolder | None, allowed: tuple[str, ...]) -> TrainResult:
+    """Prepare a run, train it in one process or several, and evaluate it."""
+    device = pick_device(settings.device)
+    processes = join(device)
+    if resumed is None and is_restart() and settings.out and Path(settings.out, "config.yaml").is_file():
+        resumed = RunFolder.open(settings.out)  # torchrun repeats the whole command
+    if not processes.first:
+        return _help(processes, allowed)
+    try:
+        ready = _prepare(settings, resumed, allowed, device)
+    except FullfieldError:
+        processes.share(None)
+        raise
+    processes.share(ready.run)
+    if processes is ALONE and settings.devices > 1:
+        try:
+            launch([str(ready.run.path), *allowed], settings.devices, restarts=settings.restarts)
+        except (KeyboardInterrupt, SystemExit):
+            say_how_to_go_on(ready.run)
+            raise
+    else:
+        fit(ready.run, processes, start=ready.start, allowed=allowed)
+    result = _finish(ready, device)
+    processes.share(result)
+    return result
+
+
+def _help(processes: Processes, allowed: tuple[str, ...]) -> TrainResult:
+    """Train a run that the first process prepares and evaluates."""
+    console.quiet = True
+    run = processes.share(None)
+    if run is None:
+        raise TrainingError("the first process could not start the run; it has said why")
+    fit(run, processes, allowed=allowed)
+    result: TrainResult = processes.share(None)
+    return result
+
+
+def _prepare(
+    settings: TrainSettings, resumed: RunFolder | None, allowed: tuple[str, ...], device: torch.device
+) -> _Ready:
+    """Read the data, fit the settings, and make the run folder or check the state to go on from."""
     if Path(settings.data).exists():  # the run must find its data from any folder
         settings = replace(settings, data=str(Path(settings.data).resolve()))
-    device = pick_device(settings.device)
     data = read_image_data(settings.data, val_share=settings.val_share, seed=settings.seed)
-    if settings.weights and resumed is None:
-        settings = fit_to_weights(settings, settings.weights)
-    settings, fitted = fit_settings(settings, data, device)
-    _say_start(data, fitted, device)
-    torch.manual_seed(settings.seed)
-    # a resumed run has weights of its own; those that it started from may be gone
-    start = settings.weights and str(resumed.best if resumed else settings.weights)
-    model = start_model(settings, start, data)
-    preprocess = start_preprocess(settings, model, resumed.best if resumed else None)
-    run = resumed or RunFolder.create(
-        settings.out or RunFolder.next_free("runs", settings.model or "model"), overwrite=settings.overwrite
-    )
     if resumed is None:
-        with atomic_write(run.config) as partial:
-            # --config with this file must not overwrite the run in its turn
-            text = replace(settings, overwrite=False).to_yaml(f"Repeat with: {settings.command()}")
-            partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-    metadata = checkpoint_metadata(data.classes, preprocess)
-    bad = _fit(settings, data, model, preprocess, run, metadata, device, resume=resumed is not None)
+        if settings.weights:
+            settings = fit_to_weights(settings, settings.weights)
+        settings, fitted = fit_settings(settings, data, device)
+        start = start_of(settings, data)  # before there is a folder: what can't be built leaves none behind
+        run = RunFolder.create(
+            settings.out or RunFolder.next_free("runs", settings.model or "model"), overwrite=settings.overwrite
+        )
+    else:
+        settings, fitted = fit_settings(settings, data, device)
+        run, start = resumed, None
+        state, notes = newest_state(run)
+        notes += check_unchanged(state.position, settings, data, allowed)
+        where = f"[bold]{escape(str(run.path))}[/]"
+        console.print(f"Continuing {where} after {state.position.words} of {settings.epochs}", soft_wrap=True)
+        for note in notes:
+            console.print(f"  {escape(note)}", style="yellow", soft_wrap=True)
+    _say_start(data, fitted, device)
+    with atomic_write(run.config) as partial:
+        # --config with this file must not overwrite the run in its turn
+        text = replace(settings, overwrite=False).to_yaml(f"Repeat with: {settings.command()}")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+    return _Ready(run, settings, data, fitted, start)
 
+
+def _finish(ready: _Ready, device: torch.device) -> TrainResult:
+    """Evaluate the best weights and write the report."""
+    run, settings, data = ready.run, ready.settings, ready.data
     split = "test" if "test" in data.splits else "val"
     opened = open_model(run.path, device=str(device))
     evaluation = evaluate_samples(opened, data.splits[split], split, batch_size=settings.batch_size or 32)
     evaluation.save(run.evaluation)
-    report = write_report(run_report(run, settings, data, evaluation, bad, fitted, device), run.report)
+    bad = _unreadable(run)
+    report = write_report(run_report(run, settings, data, evaluation, bad, ready.fitted, device), run.report)
     _say_end(run, evaluation, bad)
     return TrainResult(run.path, settings, evaluation, report)
 
 
-def _loader(settings: TrainSettings, samples: tuple[Sample, ...], transform: Any, *, training: bool) -> DataLoader[Any]:
-    batch = settings.batch_size or 32
-    dataset = ImageClassification(
-        samples, transform, seed=settings.seed, min_side=(settings.image_size or 224) if training else None
-    )
-    return DataLoader(
-        dataset,
-        batch_size=batch,
-        sampler=EpochSampler(len(samples), shuffle=training, seed=settings.seed),
-        num_workers=settings.workers or 0,
-        collate_fn=collate,
-        drop_last=training and len(samples) > batch,
-        persistent_workers=bool(settings.workers),
-    )
-
-
-def _fit(
-    settings: TrainSettings,
-    data: ImageData,
-    model: nn.Module,
-    preprocess: Preprocess,
-    run: RunFolder,
-    metadata: dict[str, Any],
-    device: torch.device,
-    *,
-    resume: bool,
-) -> list[tuple[str, str]]:
-    """Train; return the images that could not be read."""
-    samples = data.splits["train"]
-    augment = Augment(
-        scale_min=settings.scale_min,
-        hflip=settings.hflip,
-        vflip=settings.vflip,
-        rand_augment=settings.rand_augment,
-        erasing=settings.erasing,
-    )
-    train_loader = _loader(settings, samples, train_transform(preprocess, augment), training=True)
-    val_loader = _loader(settings, data.splits["val"], eval_transform(preprocess), training=False)
-    task = ClassificationTask(
-        model,
-        len(data.classes),
-        label_smoothing=settings.label_smoothing,
-        mixup=settings.mixup,
-        cutmix=settings.cutmix,
-    )
-    epochs = settings.epochs or 1
-    total_steps = epochs * len(train_loader)
-    module = TrainModule(task, settings, total_steps, [str(s.path) for s in samples])
-    limit = int(parse_share(settings.max_bad) * len(samples) + 1e-9)  # 29 % of 100 is 28.999... in floating point
-    unreadable = UnreadableImages(run, limit, len(samples))
-    images = len(train_loader) * (settings.batch_size or 32) if train_loader.drop_last else len(samples)
-    callbacks: list[pl.Callback] = [unreadable, RunKeeper(run, metadata)]
-    if settings.sparsity:
-        callbacks.append(PruneAndGrow(sparsity_of(settings, model, total_steps), total_steps, settings.seed))
-    if settings.ema:
-        callbacks.append((sparse_averaging if settings.sparsity else averaging)(settings.ema))
-    callbacks.append(ScreenProgress(images, epochs))
-    if settings.patience:
-        callbacks.append(Patience(settings.patience))
-    with _quiet_lightning():
-        trainer = pl.Trainer(
-            accelerator="gpu" if device.type == "cuda" else device.type,
-            devices=[device.index or 0] if device.type == "cuda" else 1,
-            precision=_precision(settings, device),  # type: ignore[arg-type]
-            max_epochs=epochs,
-            gradient_clip_val=settings.clip_grad or None,
-            callbacks=callbacks,
-            plugins=[AtomicCheckpointIO()],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-            default_root_dir=run.path,
-        )
-        with _interruptible(run):
-            trainer.fit(module, train_loader, val_loader, ckpt_path=run.last if resume else None, weights_only=True)
-    if not run.best.exists():
-        raise TrainingError(f"the run ended without weights; see {run.metrics}")
-    return unreadable.all
-
-
-def _precision(settings: TrainSettings, device: torch.device) -> str:
-    kind = settings.precision
-    if kind == "auto":
-        kind = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "32"
-    return {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[kind]
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's tips off the screen; errors come through."""
-    logger = logging.getLogger("pytorch_lightning")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|torchmetrics)")
-            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextmanager
-def _interruptible(run: RunFolder) -> Iterator[None]:
-    """Turn Lightning's exit on Ctrl-C into KeyboardInterrupt, and say how to go on."""
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as stopped:
-        if not isinstance(stopped.__context__, KeyboardInterrupt):
-            raise
-        if run.last.exists():
-            place = escape(shlex.quote(str(run.path)))
-            console.print(f"\nStopped. Continue with:  fullfield train --resume {place}", soft_wrap=True)
-        else:
-            console.print("\nStopped before the first epoch was saved.")
-        raise KeyboardInterrupt from stopped
-    finally:
-        if main:  # no other thread gets or may set handlers
-            signal.signal(signal.SIGINT, handler)
+def _unreadable(run: RunFolder) -> list[tuple[str, str]]:
+    """Return path and reason of each image that could not be read in the run's training."""
+    if not run.unreadable.exists():
+        return []
+    with run.unreadable.open(newline="", encoding="utf-8") as file:
+        return [(row["path"], row["reason"]) for row in csv.DictReader(file)]
 
 
 def _say_start(data: ImageData, fitted: list[str], device: torch.device) -> None:

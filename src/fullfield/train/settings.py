@@ -13,13 +13,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, Self, get_args, get_origin, get_type_hints
 
 import yaml
 
 from fullfield.errors import ConfigError, nearest
 
-__all__ = ["TrainSettings", "parse_share"]
+__all__ = ["Interval", "TrainSettings", "parse_interval", "parse_share"]
 
 _Limit = tuple[str, Callable[[Any], bool]]
 
@@ -43,8 +43,14 @@ class TrainSettings:
     """Passes over the training images. Fitted: about 2,000 steps, within 10 to 100 epochs."""
     image_size: int | None = None
     """Side of the square image that the model sees, pixels. Fitted: the images' own, at most 128 on a CPU."""
+    image_size_start: int | None = None
+    """Progressive training: begin at this side and grow to --image-size; by default every epoch has the full size."""
     batch_size: int | None = None
-    """Images a step. Fitted."""
+    """Images an optimiser step, over all processes and accumulated batches together. Fitted."""
+    accumulate: int = 1
+    """Parts that a step's images come in, one after another, so that less memory is needed."""
+    repeats: int = 1
+    """Repeated augmentation: so many varied copies of an image in an epoch, of so many times fewer images."""
 
     weights: str | None = None
     """Start from this checkpoint or run."""
@@ -53,8 +59,13 @@ class TrainSettings:
     pretrained: bool = False
     """Start from timm's weights for this model (fetched from the network)."""
 
+    freeze: tuple[str, ...] = ()
+    """Parts that stay as they are: backbone (a linear probe), or beginnings of parameter names (stem stages.0)."""
+
     lr: float | None = None
-    """Peak learning rate of AdamW. Fitted: 1e-3 * sqrt(batch / 64), a fifth of it from given weights."""
+    """Peak learning rate of AdamW. Fitted: 1e-3 by the rule below from a batch of 64, a fifth of it from weights."""
+    lr_rule: Literal["sqrt", "linear"] = "sqrt"
+    """How the fitted learning rate grows with the batch size: by its square root, or in proportion."""
     weight_decay: float = 0.05
     """Of AdamW; not on biases, norms and scales."""
     layer_decay: float | None = None
@@ -67,8 +78,21 @@ class TrainSettings:
     """Decay of the weights' exponential moving average, with warm-up; 0 for none. Averaged weights are evaluated."""
     sparsity: float = 0.0
     """Share of the weights kept at zero while their places move (SLaK's dynamic sparsity; 0.4 there); 0 for none."""
-    precision: Literal["auto", "32", "bf16", "16"] = "auto"
-    """Arithmetic: 32 on a CPU and bf16 mixed on a GPU by default."""
+    precision: Literal["auto", "64", "32", "bf16", "16"] = "auto"
+    """Arithmetic: 32 on a CPU and bf16 mixed on a GPU by default; 64 is for checks."""
+    channels_last: bool = True
+    """Keep maps with the channels innermost, which most convolutions prefer."""
+    grad_checkpointing: bool = False
+    """Keep each block's input alone and compute the rest again in the backward pass: less memory, more time."""
+
+    teacher: str | None = None
+    """Distillation: learn from this net too; a run, a checkpoint or a name of `fullfield models` (timm's weights)."""
+    distill_weight: float = 0.5
+    """Share of the teacher in the loss."""
+    distill_temperature: float = 1.0
+    """Softens the teacher's and the student's shares."""
+    distill_hard: bool = False
+    """Learn the teacher's likeliest class and not its shares."""
 
     drop_path: float = 0.0
     """Stochastic depth at the last block."""
@@ -98,9 +122,21 @@ class TrainSettings:
     max_bad: str = "1%"
     """Stop when more than this share of the training images can't be read."""
     workers: int | None = None
-    """Processes that read images. Fitted."""
+    """Processes that read images, for each process that trains. Fitted."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
+    devices: int = 1
+    """Processes that train together on this machine, one a GPU; torchrun and SLURM set it themselves."""
+    restarts: int = 0
+    """Times to start again from the last checkpoint when one of several processes is lost."""
+    strategy: Literal["auto", "ddp", "fsdp", "deepspeed"] = "auto"
+    """How several processes share the work: ddp by default; fsdp and deepspeed also share weights and their state."""
+    sync_bn: bool = True
+    """BatchNorm over the images of all processes, not of each alone."""
+    checkpoint_every: str = "10m"
+    """Save the run's state this often within an epoch too: 90s, 10m, 2h, or 500 steps (500). It ends every epoch."""
+    logger: tuple[str, ...] = ("auto",)
+    """Where figures go beside metrics.csv: auto (TensorBoard where installed), none, wandb, mlflow, or a class."""
     seed: int = 0
     """The same seed gives the same figures on the same machine."""
 
@@ -113,10 +149,11 @@ class TrainSettings:
                 raise ConfigError(f"{name} must be {allowed}, got {value}")
         if self.weights and self.pretrained:
             raise ConfigError("weights and pretrained are two places to start from; give one")
-        try:
-            parse_share(self.max_bad)
-        except ConfigError as error:
-            raise ConfigError(f"max_bad: {error}") from None
+        for name, parse in (("max_bad", parse_share), ("checkpoint_every", parse_interval)):
+            try:
+                parse(getattr(self, name))
+            except ConfigError as error:
+                raise ConfigError(f"{name}: {error}") from None
         self.model_arguments()
 
     def model_arguments(self) -> dict[str, Any]:
@@ -191,14 +228,18 @@ _NOT_NEGATIVE: _Limit = ("at least 0 and finite", lambda value: 0 <= value < mat
 _BELOW_1: _Limit = ("at least 0 and less than 1", lambda value: 0 <= value < 1)
 _POSITIVE_SHARE: _Limit = ("more than 0 and at most 1", lambda value: 0 < value <= 1)
 _LIMITS: dict[str, _Limit] = {
-    **dict.fromkeys(("epochs", "image_size", "batch_size", "patience"), _AT_LEAST_1),
-    **dict.fromkeys(("workers", "weight_decay", "warmup_epochs", "clip_grad", "mixup", "cutmix"), _NOT_NEGATIVE),
+    **dict.fromkeys(("epochs", "image_size", "image_size_start", "batch_size", "patience"), _AT_LEAST_1),
+    **dict.fromkeys(("accumulate", "repeats", "devices"), _AT_LEAST_1),
+    **dict.fromkeys(
+        ("workers", "restarts", "weight_decay", "warmup_epochs", "clip_grad", "mixup", "cutmix"), _NOT_NEGATIVE
+    ),
     **dict.fromkeys(("ema", "sparsity", "drop_path", "drop_rate", "label_smoothing", "erasing"), _BELOW_1),
-    **dict.fromkeys(("layer_decay", "scale_min"), _POSITIVE_SHARE),
-    "lr": ("more than 0 and finite", lambda value: 0 < value < math.inf),
+    **dict.fromkeys(("layer_decay", "scale_min", "distill_weight"), _POSITIVE_SHARE),
+    **dict.fromkeys(("lr", "distill_temperature"), ("more than 0 and finite", lambda value: 0 < value < math.inf)),
     "rand_augment": ("between 0 (off) and 30", lambda value: 0 <= value <= 30),
     "val_share": ("between 0 and 1, both excluded", lambda value: 0 < value < 1),
 }
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
 _EXPECTED = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -242,3 +283,30 @@ def parse_share(text: str) -> float:
     if not 0 <= value <= 1:
         raise ConfigError(f"a share must be written as 1% or 0.01, between 0 and 1; got {text!r}")
     return value
+
+
+class Interval(NamedTuple):
+    """How often something happens: one of the two is given."""
+
+    seconds: float | None
+    steps: int | None
+
+
+def parse_interval(text: str) -> Interval:
+    """Return an interval written as 90s, 10m, 2h or 500 (steps).
+
+    Raises:
+        ConfigError: It is none of these, or not above zero.
+    """
+    number, unit = text.strip(), ""
+    if number.removesuffix("steps").strip().isdigit():
+        number = number.removesuffix("steps").strip()
+    elif number[-1:] in _SECONDS:
+        number, unit = number[:-1], number[-1]
+    try:
+        value = float(number)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < math.inf or (not unit and value != int(value)):
+        raise ConfigError(f"an interval must be written as 90s, 10m, 2h or 500 (steps), above zero; got {text!r}")
+    return Interval(value * _SECONDS[unit], None) if unit else Interval(None, int(value))

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import timm.data
+import torch
 from torch import nn
 
 from fullfield.data import ImageData, Preprocess
 from fullfield.errors import ConfigError
 from fullfield.models.registry import create_model, model_spec
 from fullfield.models.weights import load, load_checkpoint
+from fullfield.train.checkpoint import Position
 from fullfield.train.settings import TrainSettings
 
-__all__ = ["fit_to_weights", "start_model", "start_preprocess"]
+__all__ = ["fit_to_weights", "resumed_model", "start_model", "start_of", "start_preprocess"]
 
 _DROP_RATES = ("drop_path_rate", "drop_rate")
 
@@ -38,6 +39,18 @@ def fit_to_weights(settings: TrainSettings, weights: str) -> TrainSettings:
     return replace(settings, model=spec.name, image_size=image_size)
 
 
+def start_of(settings: TrainSettings, data: ImageData) -> tuple[nn.Module, Preprocess]:
+    """Return the model and the preprocessing that a new run starts from; the seed fixes random weights.
+
+    Raises:
+        ConfigError: The model can't be built with its arguments.
+        CheckpointError: The weights can't be used.
+    """
+    torch.manual_seed(settings.seed)
+    model = start_model(settings, settings.weights, data)
+    return model, start_preprocess(settings, model)
+
+
 def start_model(settings: TrainSettings, weights: str | None, data: ImageData) -> nn.Module:
     """Return the model to train, in training mode.
 
@@ -53,18 +66,31 @@ def start_model(settings: TrainSettings, weights: str | None, data: ImageData) -
     return _load_model(settings, weights, data) if weights else _build_model(settings, data)
 
 
-def start_preprocess(settings: TrainSettings, model: nn.Module, resumed: Path | None) -> Preprocess:
+def resumed_model(settings: TrainSettings, position: Position) -> nn.Module:
+    """Return the model of a state, in training mode; its weights come with the state.
+
+    Args:
+        settings: Of the run.
+        position: Of the state.
+
+    Raises:
+        ConfigError: The model can't be built.
+    """
+    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in position.model_arguments.items()}
+    arguments = {k: v for k, v in arguments.items() if k not in (*_DROP_RATES, "pretrained")}
+    return _create(position.model, **arguments, **_drop_rates(settings)).train()
+
+
+def start_preprocess(settings: TrainSettings, model: nn.Module) -> Preprocess:
     """Return the preprocessing of a run: ImageNet's mean and deviation, or those that given weights were trained with.
 
     Args:
         settings: Fitted.
         model: As `start_model` returned it.
-        resumed: Weights of the run itself, where it is continued.
     """
     size, channels = settings.image_size or 224, int(getattr(model, "in_chans", 3))
-    weights = resumed or settings.weights
-    if weights:
-        stored = load_checkpoint(weights).metadata.get("preprocess")
+    if settings.weights:
+        stored = load_checkpoint(settings.weights).metadata.get("preprocess")
         if stored:
             return replace(Preprocess.from_dict(stored), image_size=size)
     if settings.pretrained:

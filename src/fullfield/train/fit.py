@@ -1,0 +1,305 @@
+"""The fit of one run: loaders, model and callbacks put into Lightning's Trainer, from the start or from a state.
+
+It reads everything from the run folder, so that any number of processes can do it together, each by itself: the first
+one writes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from rich.markup import escape
+from torch import nn
+from torch.utils.data import DataLoader
+
+from fullfield.data import (
+    Augment,
+    EpochSampler,
+    ImageClassification,
+    ImageData,
+    Preprocess,
+    collate,
+    eval_transform,
+    read_image_data,
+    train_transform,
+)
+from fullfield.errors import ConfigError, TrainingError
+from fullfield.models.registry import model_spec
+from fullfield.progress import console
+from fullfield.tasks.classify import ClassificationTask
+from fullfield.tasks.run_folder import RunFolder
+from fullfield.tasks.source import checkpoint_metadata, pick_device
+from fullfield.train.callbacks import Patience, RunKeeper, ScreenProgress, UnreadableImages, averaging
+from fullfield.train.checkpoint import AtomicCheckpointIO, Position, State, newest_state
+from fullfield.train.module import TrainModule
+from fullfield.train.processes import Processes, ignore_stop_signals
+from fullfield.train.resume import check_unchanged, fingerprint
+from fullfield.train.settings import TrainSettings, parse_interval, parse_share
+from fullfield.train.sparsity import PruneAndGrow, sparse_averaging, sparsity_of
+from fullfield.train.start import resumed_model, start_of
+from fullfield.train.stopping import StateKeeper, StoppedError
+from fullfield.train.strategy import strategy_of
+from fullfield.train.sync_batch_norm import convert_batch_norm
+
+__all__ = ["fit"]
+
+
+def fit(
+    run: RunFolder,
+    processes: Processes,
+    *,
+    start: tuple[nn.Module, Preprocess] | None = None,
+    allowed: tuple[str, ...] = (),
+) -> None:
+    """Train a run to its end, from its newest state if it has one.
+
+    Args:
+        run: Holds the settings.
+        processes: That train together; all must call this.
+        start: What `start_of` returned, if it was called already.
+        allowed: Settings that may have changed since the state, see `check_unchanged`.
+
+    Raises:
+        CheckpointError: No state of a run that has some can be read.
+        ConfigError: The batch can't be divided among the processes, or the state belongs to another run.
+        TrainingError: The loss is not finite, or too many images can't be read.
+        KeyboardInterrupt: Ctrl-C; the state is saved.
+        SystemExit: SIGTERM; the state is saved. Its code is 143.
+    """
+    settings = TrainSettings.from_dict(run.read_config(), where=str(run.config))
+    data = read_image_data(settings.data, val_share=settings.val_share, seed=settings.seed)
+    device = pick_device(settings.device)
+    share = _share_of_batch(settings, processes)
+    state = processes.share(_newest(run) if processes.first else None)
+    changed: list[str] = []
+    if state is None:
+        model, preprocess = start or start_of(settings, data)
+    else:
+        changed = check_unchanged(state.position, settings, data, allowed)
+        model = resumed_model(settings, state.position)
+        preprocess = Preprocess.from_dict(state.position.metadata["preprocess"])
+    position = _start_position(settings, data, model, preprocess, state)
+    if processes.size > 1 and settings.sync_bn:
+        model = convert_batch_norm(model, device)
+    if settings.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+
+    train_loader, val_loader = _loaders(settings, data, preprocess, processes, share)
+    # also the epoch: Lightning starts the readers before it tells the sampler
+    train_loader.sampler.start_at(position.epoch, position.batches * share)  # type: ignore[attr-defined]
+    module = _module(settings, data, model, len(train_loader), processes)
+    module.retuned = bool(changed)
+    callbacks = _callbacks(settings, data, module, run, position, processes, len(train_loader) * share)
+    with _quiet_lightning():
+        trainer = pl.Trainer(
+            **strategy_of(settings, device, processes),
+            precision=_precision(settings, device),  # type: ignore[arg-type]
+            max_epochs=settings.epochs or 1,
+            accumulate_grad_batches=settings.accumulate,
+            gradient_clip_val=settings.clip_grad or None,
+            callbacks=callbacks,
+            plugins=[AtomicCheckpointIO()],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            default_root_dir=run.path,
+        )
+        with _interruptible(run):
+            trainer.fit(module, train_loader, val_loader, ckpt_path=state and state.path, weights_only=True)
+    if not run.best.exists():
+        raise TrainingError(f"the run ended without weights; see {run.metrics}")
+
+
+def _newest(run: RunFolder) -> State | None:
+    if not run.states:
+        return None
+    state, notes = newest_state(run)
+    for note in notes:
+        console.print(f"[yellow]{escape(note)}[/]", soft_wrap=True)
+    return state
+
+
+def _share_of_batch(settings: TrainSettings, processes: Processes) -> int:
+    """Return the images of one process in one batch.
+
+    Raises:
+        ConfigError: They would not be a whole number.
+    """
+    batch, parts = settings.batch_size or 32, processes.size * settings.accumulate
+    if batch % parts:
+        near = max(parts, round(batch / parts) * parts)
+        raise ConfigError(
+            f"a batch of {batch} images can't be divided into {processes.size} processes x {settings.accumulate}"
+            f" accumulated batches; use --batch-size {near}"
+        )
+    return batch // parts
+
+
+def _start_position(
+    settings: TrainSettings, data: ImageData, model: nn.Module, preprocess: Preprocess, state: State | None
+) -> Position:
+    """Return where training starts, with what is written into each state."""
+    before = state.position if state else None
+    spec = model_spec(model)
+    return Position(
+        epoch=before.epoch if before else 0,
+        batches=before.batches if before else 0,
+        steps=before.steps if before else 0,
+        model=spec.name if spec else settings.model or "",
+        model_arguments=spec.arguments if spec else {},
+        metadata=checkpoint_metadata(data.classes, preprocess),
+        settings=asdict(settings),
+        data=fingerprint(data),
+    )
+
+
+def _loaders(
+    settings: TrainSettings, data: ImageData, preprocess: Preprocess, processes: Processes, share: int
+) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    """Return the loaders of training and validation images for this process."""
+    augment = Augment(
+        scale_min=settings.scale_min,
+        hflip=settings.hflip,
+        vflip=settings.vflip,
+        rand_augment=settings.rand_augment,
+        erasing=settings.erasing,
+    )
+    samples = data.splits["train"], data.splits["val"]
+    train_set = ImageClassification(
+        samples[0], train_transform(preprocess, augment), seed=settings.seed, min_side=preprocess.image_size
+    )
+    val_set = ImageClassification(samples[1], eval_transform(preprocess), seed=settings.seed)
+    place = {"seed": settings.seed, "rank": processes.rank, "world_size": processes.size}
+    order = EpochSampler(
+        len(samples[0]), shuffle=True, batch=settings.batch_size or 32, repeats=settings.repeats, **place
+    )
+    return (
+        _loader(settings, train_set, order, share),
+        _loader(settings, val_set, EpochSampler(len(samples[1]), shuffle=False, **place), share),
+    )
+
+
+def _loader(settings: TrainSettings, dataset: ImageClassification, order: EpochSampler, share: int) -> DataLoader[Any]:
+    return DataLoader(
+        dataset,
+        batch_size=share,
+        sampler=order,
+        num_workers=settings.workers or 0,
+        collate_fn=collate,
+        persistent_workers=bool(settings.workers),
+        worker_init_fn=ignore_stop_signals,
+    )
+
+
+def _module(
+    settings: TrainSettings, data: ImageData, model: nn.Module, batches: int, processes: Processes
+) -> TrainModule:
+    task = ClassificationTask(
+        model,
+        len(data.classes),
+        label_smoothing=settings.label_smoothing,
+        mixup=settings.mixup,
+        cutmix=settings.cutmix,
+    )
+    total_steps = (settings.epochs or 1) * -(-batches // settings.accumulate)
+    return TrainModule(task, settings, total_steps, [str(s.path) for s in data.splits["train"]], processes)
+
+
+def _callbacks(
+    settings: TrainSettings,
+    data: ImageData,
+    module: TrainModule,
+    run: RunFolder,
+    position: Position,
+    processes: Processes,
+    images: int,
+) -> list[pl.Callback]:
+    """Return the callbacks in their order, see `callbacks.py`; `images` are one process's in an epoch."""
+    count = len(data.splits["train"])
+    limit = int(parse_share(settings.max_bad) * count + 1e-9)  # 29 % of 100 is 28.999... in floating point
+    callbacks: list[pl.Callback] = [
+        UnreadableImages(run, limit, count, processes),
+        RunKeeper(run, position.metadata, processes),
+    ]
+    if settings.sparsity:
+        sparsity = sparsity_of(settings, module.task.model, module.total_steps)
+        callbacks.append(PruneAndGrow(sparsity, module.total_steps, settings.seed))
+    if settings.ema:
+        callbacks.append((sparse_averaging if settings.sparsity else averaging)(settings.ema))
+    epoch_images = min(images * processes.size, count)
+    done = position.steps * (settings.batch_size or 32) if position.batches else position.epoch * epoch_images
+    callbacks.append(ScreenProgress(epoch_images, settings.epochs or 1, done, processes))
+    if settings.patience:
+        callbacks.append(Patience(settings.patience))
+    callbacks.append(StateKeeper(run, position, parse_interval(settings.checkpoint_every), processes))
+    return callbacks
+
+
+def _precision(settings: TrainSettings, device: torch.device) -> str:
+    kind = settings.precision
+    if kind == "auto":
+        kind = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "32"
+    return {"64": "64-true", "32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[kind]
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's tips off the screen; errors come through."""
+    logger = logging.getLogger("pytorch_lightning")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|torchmetrics)")
+            warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _interruptible(run: RunFolder) -> Iterator[None]:
+    """End as the signal asks that stopped the run, or that came before there was a state; say how to go on."""
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    number = 0
+    try:
+        yield
+    except StoppedError as stopped:
+        number = stopped.number
+    except SystemExit as stopped:  # Lightning's own exit on Ctrl-C
+        if not isinstance(stopped.__context__, KeyboardInterrupt):
+            raise
+        number = signal.SIGINT
+    finally:
+        if main:  # no other thread gets or may set handlers
+            signal.signal(signal.SIGINT, handler)
+    if number:
+        if "FULLFIELD_LAUNCHED" not in os.environ:  # else the one who launched says so
+            say_how_to_go_on(run)
+        if number == signal.SIGTERM:
+            raise SystemExit(128 + number)
+        raise KeyboardInterrupt
+
+
+def say_how_to_go_on(run: RunFolder) -> None:
+    """Print the command that continues a run that was stopped."""
+    if run.states:
+        place = escape(shlex.quote(str(run.path)))
+        console.print(f"\nStopped. Continue with:  fullfield train --resume {place}", soft_wrap=True)
+    else:
+        console.print("\nStopped before anything was saved.")
