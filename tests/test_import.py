@@ -36,7 +36,9 @@ def measured() -> dict[str, Any]:
     return result
 
 
-@pytest.mark.parametrize("name", ["pytorch_lightning", "torchmetrics", "matplotlib", "tyro", "jinja2", "torchdata"])
+@pytest.mark.parametrize(
+    "name", ["pytorch_lightning", "torchmetrics", "matplotlib", "tyro", "jinja2", "tensorboard", "pyarrow"]
+)
 def test_import_loads_nothing_that_only_training_or_the_command_line_needs(measured: dict[str, Any], name: str) -> None:
     assert "fullfield.models.racnn" in measured["loaded"]
     assert not [module for module in measured["loaded"] if module.split(".")[0] == name]

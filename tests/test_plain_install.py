@@ -7,7 +7,7 @@ from pathlib import Path
 
 PREAMBLE = """
 import sys
-for name in ("pytorch_lightning", "torchmetrics", "torchdata", "matplotlib"):
+for name in ("pytorch_lightning", "torchmetrics", "matplotlib", "pyarrow"):
     sys.modules[name] = None  # importing it raises ModuleNotFoundError
 import fullfield
 from fullfield.data import Preprocess, sample_path

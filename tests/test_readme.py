@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fullfield.cli import main
+from fullfield.cli import train as train_cli
 from fullfield.cli.parse import parse
 from fullfield.measure import cost
 from fullfield.train.settings import TrainSettings
@@ -35,10 +36,24 @@ ARGUMENTS = {
 }
 
 
+def without_run_and_recipe(arguments):
+    """Return the arguments of `fullfield train` without a run to resume, which isn't there, and a recipe, which is."""
+    resumed, arguments = train_cli._take(arguments, "--resume")
+    _, arguments = train_cli._take_list(arguments, "--allow-change")
+    recipe, arguments = train_cli._take(arguments, "--config")
+    if recipe is not None:
+        assert (ROOT / recipe).is_file()
+    if resumed is not None and (not arguments or arguments[0].startswith("-")):
+        arguments = ["PHOTOS", *arguments]
+    return arguments
+
+
 @pytest.mark.parametrize("line", COMMANDS)
 def test_every_fullfield_command_of_the_pages_parses(line):
     _, command, *rest = shlex.split(line, comments=True)
     assert command in main.COMMANDS
+    if command == "train":
+        rest = without_run_and_recipe(rest)
     parse(ARGUMENTS[command], command, rest)
 
 

@@ -17,6 +17,7 @@ from fullfield.models.weights import load, save
 from fullfield.version import __version__
 
 if TYPE_CHECKING:
+    from fullfield.data.pack import pack
     from fullfield.tasks.evaluate import evaluate
     from fullfield.tasks.evaluate import evaluate as eval  # noqa: A004
     from fullfield.tasks.predict import predict
@@ -33,6 +34,7 @@ __all__ = [
     "load_weights",
     "models",
     "ops",
+    "pack",
     "predict",
     "save",
     "train",
@@ -42,6 +44,7 @@ _FUNCTIONS = {
     "convert": "fullfield.tasks.convert:convert",
     "eval": "fullfield.tasks.evaluate:evaluate",
     "evaluate": "fullfield.tasks.evaluate:evaluate",
+    "pack": "fullfield.data.pack:pack",
     "predict": "fullfield.tasks.predict:predict",
 }
 _ROOMS = frozenset({"data", "layers", "measure", "tasks", "train"})

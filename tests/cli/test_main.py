@@ -21,6 +21,7 @@ from fullfield.cli.erf import ErfArguments
 from fullfield.cli.evaluate import EvalArguments
 from fullfield.cli.main import COMMANDS, main
 from fullfield.cli.models import ModelsArguments
+from fullfield.cli.pack import PackArguments
 from fullfield.cli.predict import PredictArguments
 from fullfield.cli.shift import ShiftArguments
 from fullfield.cli.train import TrainArguments
@@ -32,6 +33,7 @@ ARGUMENTS = {
     "eval": EvalArguments,
     "predict": PredictArguments,
     "convert": ConvertArguments,
+    "pack": PackArguments,
     "bench": BenchArguments,
     "erf": ErfArguments,
     "cam": CamArguments,
@@ -123,12 +125,12 @@ def test_unknown_option_names_the_nearest(call: Call, argv: tuple[str, ...], mea
         (2, ("predict",), "RUN"),
         (2, ("train", "photos", "--epochs", "many"), "--epochs"),
         (2, ("train", "photos", "--epochs", "0"), "epochs must be at least 1, got 0"),
-        (2, ("train", "photos", "--precision", "64"), "'bf16'"),
+        (2, ("train", "photos", "--precision", "8"), "'bf16'"),
         (2, ("train", "photos", "--max-bad", "lots"), "max_bad"),
         (2, ("train", "photos", "--device", "warp"), "'warp'"),
         (2, ("train", "--config", "nowhere.yaml"), "nowhere.yaml can't be read"),
         (2, ("train", "photos", "--config"), "error: --config needs a value"),
-        (2, ("train", "--resume", "run", "--epochs", "3"), "leave out --epochs 3"),
+        (2, ("train", "--resume", "run", "--allow-change"), "--allow-change needs the names of settings"),
         (1, ("train", "--resume", "nowhere"), "error: nowhere does not exist"),
         (1, ("train", "nowhere"), "error: 'nowhere' does not exist"),
         (1, ("train", "nowhere/[bold]/photos"), "'nowhere/[bold]/photos'"),

@@ -63,7 +63,6 @@ EVERYTHING: dict[str, Any] = {
     "device": "cpu",
     "devices": 2,
     "restarts": 3,
-    "strategy": "fsdp",
     "sync_bn": False,
     "checkpoint_every": "500",
     "logger": ("none",),

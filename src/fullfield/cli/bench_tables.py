@@ -93,6 +93,7 @@ def cost_note(found: Profile) -> str:
         "gradients": memory.gradient_bytes,
         "AdamW": memory.optimizer_bytes,
         "activations": memory.activation_bytes,
+        "working": memory.working_bytes,
     }
     words = ", ".join(f"{name} {count / 2**20:.0f}" for name, count in parts.items())
     return (

@@ -30,6 +30,7 @@ COMMANDS = {
     "bench": "time models against each other on this machine",
     "compare": "put models side by side on one page",
     "choose": "find the backbones that meet a budget here",
+    "pack": "put many images into few large files",
     "convert": "make a Fullfield file of an official checkpoint",
 }
 """Subcommand -> what it does; each has a module of its name (eval: evaluate) with `run(argv) -> exit code`."""

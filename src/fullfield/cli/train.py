@@ -26,7 +26,8 @@ class TrainArguments(TrainSettings):
     """
 
     data: tyro.conf.Positional[str]
-    """Image folder (root/class/*.jpg, with or without train/val/test), CSV list (path,label), or sample:blood_cells."""
+    """Image folder (root/class/*.jpg, with or without train/val/test), CSV list (path,label), tar shards, Parquet
+    files, a saved Hugging Face data set, or sample:blood_cells."""
 
 
 def run(argv: list[str]) -> int:

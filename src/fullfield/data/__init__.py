@@ -1,5 +1,6 @@
 """Reading images and lists of images, and turning them into batches; knows no model."""
 
+from fullfield.data.arrow import read_arrow
 from fullfield.data.csv_list import read_csv
 from fullfield.data.dataset import (
     EpochSampler,
@@ -12,7 +13,11 @@ from fullfield.data.dataset import (
 from fullfield.data.folder import read_folder
 from fullfield.data.image import IMAGE_EXTENSIONS, MAX_PIXELS, decode_image, read_image
 from fullfield.data.image_list import ImageData, Sample, read_image_data
+from fullfield.data.order import epoch_order
+from fullfield.data.parquet import read_parquet
+from fullfield.data.place import open_sample, read_sample
 from fullfield.data.sample import sample_names, sample_path
+from fullfield.data.shards import read_shards
 from fullfield.data.split import stratified_split
 from fullfield.data.transforms import (
     IMAGENET_MEAN,
@@ -39,11 +44,17 @@ __all__ = [
     "Unreadable",
     "collate",
     "decode_image",
+    "epoch_order",
     "eval_transform",
+    "open_sample",
+    "read_arrow",
     "read_csv",
     "read_folder",
     "read_image",
     "read_image_data",
+    "read_parquet",
+    "read_sample",
+    "read_shards",
     "sample_names",
     "sample_path",
     "stratified_split",

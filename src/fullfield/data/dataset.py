@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from fullfield.data.image_data import Sample
-from fullfield.data.order import mix as _mix
+from fullfield.data.order import epoch_order, mix
 from fullfield.data.place import read_sample
 from fullfield.errors import ConfigError, ImageError
 
@@ -103,7 +103,7 @@ class ImageClassification(Dataset[Item | Unreadable]):
         if not isinstance(key, SampleKey):
             return self.transform(image), sample.label, index
         place = (key.epoch, key.index, key.copy) if key.copy else (key.epoch, key.index)
-        with _seeded(_mix(self.seed, "sample", *place)):
+        with _seeded(mix(self.seed, "sample", *place)):
             return self.transform(image), sample.label, index
 
 
@@ -138,6 +138,7 @@ class EpochSampler(Sampler[SampleKey]):
             A data set of less than one step is not cut.
         repeats: Repeated augmentation (Hoffer et al. 2020): each image of the order comes so many times in a row,
             varied differently, and the epoch ends when it has as many images as without.
+        blocks: Ranges of images that are cheap to read together, see `epoch_order`.
 
     Raises:
         ConfigError: `rank` is not one of `world_size`, or a number is too small.
@@ -153,6 +154,7 @@ class EpochSampler(Sampler[SampleKey]):
         world_size: int = 1,
         batch: int = 1,
         repeats: int = 1,
+        blocks: Sequence[range] | None = None,
     ) -> None:
         if length < 0:
             raise ConfigError(f"length is {length}; give the number of images.")
@@ -166,6 +168,7 @@ class EpochSampler(Sampler[SampleKey]):
         self.rank = rank
         self.world_size = world_size
         self.repeats = repeats
+        self.blocks = blocks
         self.total = length if length < batch else length - length % batch
         self.epoch = 0
         self._start = (0, 0)
@@ -195,9 +198,7 @@ class EpochSampler(Sampler[SampleKey]):
     def _order(self, epoch: int) -> Sequence[int]:
         if not self.shuffle:
             return range(self.length)
-        generator = torch.Generator().manual_seed(_mix(self.seed, "order", epoch))
-        order: list[int] = torch.randperm(self.length, generator=generator).tolist()
-        return order
+        return epoch_order(self.length, seed=self.seed, epoch=epoch, blocks=self.blocks)
 
 
 @contextlib.contextmanager

@@ -86,10 +86,10 @@ class TarPlace:
         Raises:
             OSError: The tar file is gone, was changed or is cut off.
         """
-        descriptor = _descriptor(self.archive).number
-        data = os.pread(descriptor, self.size, self.offset)
+        opened = _descriptor(self.archive)  # holding it keeps it open, whatever other threads do to the cache
+        data = os.pread(opened.number, self.size, self.offset)
         while len(data) < self.size:
-            more = os.pread(descriptor, self.size - len(data), self.offset + len(data))
+            more = os.pread(opened.number, self.size - len(data), self.offset + len(data))
             if not more:
                 raise OSError(f"{self.archive.path} ends at byte {self.offset + len(data)}")
             data += more
@@ -134,7 +134,8 @@ def _read(sample: Sample) -> bytes:
         return sample.place.read()
     except OSError as error:
         raise ImageError(
-            f"{sample.path}: cannot be read from its archive ({error}). Mend the archive, or copy it again from its source."
+            f"{sample.path}: cannot be read from its archive ({error}). Mend the archive, or copy it again from its "
+            "source."
         ) from error
 
 

@@ -156,7 +156,10 @@ def _images_of(data: str | Path) -> list[Path]:
         if not Path(data).is_dir():
             raise
         return find_images([data])
-    return [sample.path for sample in splits.get("test") or splits["val"]]
+    samples = splits.get("test") or splits["val"]
+    if any(sample.place is not None for sample in samples):
+        raise DataError(f"{data}: holds its images in archives; compare draws on files. Name a folder or a CSV list.")
+    return [sample.path for sample in samples]
 
 
 def _open(

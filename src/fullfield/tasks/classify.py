@@ -6,6 +6,7 @@ of them at random. The task knows no optimiser and no epoch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,6 +28,8 @@ class ClassificationTask(nn.Module):
         label_smoothing: Share of the target spread evenly over all classes.
         mixup: Alpha of mixup's Beta distribution; 0 for none.
         cutmix: Alpha of CutMix's; 0 for none.
+        distill: From the loss, the logits (B, num_classes) and the images that they are of, to the loss with a
+            teacher's part in it.
     """
 
     def __init__(
@@ -37,11 +40,13 @@ class ClassificationTask(nn.Module):
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
+        distill: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
+        self.distill = distill
         mixes: list[Any] = []
         if mixup > 0:
             mixes.append(v2.MixUp(alpha=mixup, num_classes=num_classes))
@@ -64,6 +69,6 @@ class ClassificationTask(nn.Module):
             images, targets = self.mix(images, targets)  # targets become (B, num_classes) shares
         logits = self(images)
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        return F.cross_entropy(
-            logits, targets.to(logits) if targets.is_floating_point() else targets, label_smoothing=self.label_smoothing
-        )
+        targets = targets.to(logits.dtype) if targets.is_floating_point() else targets
+        loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
+        return loss if self.distill is None else self.distill(loss, logits, images)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +202,7 @@ def _relabel(contents: ImageData, split: str, opened: OpenedModel) -> list[Sampl
             f"{', ...' if len(foreign) > 5 else ''}. Rename the folders, or train on this data"
         )
     parts = contents.splits.values() if split == "all" else [contents.splits[split]]
-    return [Sample(s.path, known[contents.classes[s.label]]) for part in parts for s in part]
+    return [replace(s, label=known[contents.classes[s.label]]) for part in parts for s in part]
 
 
 def _finite(value: float) -> float | None:

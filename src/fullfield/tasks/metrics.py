@@ -63,17 +63,22 @@ class ClassificationResult:
         return {name: value for name, value in figures.items() if value is not None}
 
 
+def _alone() -> bool:
+    return False
+
+
 class ClassificationMetrics(nn.Module):
     """Accumulator of a `ClassificationResult`.
 
     Args:
         num_classes: At least 2.
+        synced: Whether `compute` is over all processes, which must then all call it; else over this one alone.
 
     Raises:
         MissingExtraError: torchmetrics is not installed.
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, *, synced: bool = False) -> None:
         super().__init__()
         try:
             from torchmetrics import MeanMetric, SumMetric
@@ -81,9 +86,10 @@ class ClassificationMetrics(nn.Module):
         except ImportError as error:
             raise MissingExtraError("evaluating needs torchmetrics: pip install 'fullfield[train]'") from error
         self.num_classes = num_classes
-        self.confusion: Any = MulticlassConfusionMatrix(num_classes, validate_args=False)
-        self.loss: Any = MeanMetric(nan_strategy="disable")
-        self.top5_hits: Any = SumMetric()
+        how: dict[str, Any] = {} if synced else {"distributed_available_fn": _alone}
+        self.confusion: Any = MulticlassConfusionMatrix(num_classes, validate_args=False, **how)
+        self.loss: Any = MeanMetric(nan_strategy="disable", **how)
+        self.top5_hits: Any = SumMetric(**how)
 
     @torch.no_grad()
     def update(self, logits: Tensor, labels: Tensor) -> None:
@@ -103,7 +109,7 @@ class ClassificationMetrics(nn.Module):
             self.top5_hits.update((logits.topk(5, dim=1).indices == labels[:, None]).any(dim=1).sum())
 
     def compute(self) -> ClassificationResult:
-        """Return the figures over all batches since the last `reset`, over all processes."""
+        """Return the figures over all batches since the last `reset`."""
         confusion = self.confusion.compute().cpu().numpy().astype(np.int64)
         images = int(confusion.sum())
         top5 = float(self.top5_hits.compute()) / max(images, 1) if self.num_classes > 5 else None

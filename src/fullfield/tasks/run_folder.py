@@ -115,10 +115,11 @@ class RunFolder:
                 f"the run {path} exists and is never overwritten unasked. Choose another --out, continue it with"
                 f" --resume {path}, or replace it with --overwrite"
             )
-        for folder in (self.best.parent, self.evaluation):
+        trackers = (path / name for name in ("tensorboard", "wandb", "mlruns", "comet"))
+        for folder in (self.best.parent, self.evaluation, *trackers):
             if folder.is_dir():
                 shutil.rmtree(folder)
-        for file in (self.config, self.metrics, self.unreadable, self.report):
+        for file in (self.config, self.metrics, self.unreadable, self.report, path / "tracking.json"):
             file.unlink(missing_ok=True)
 
     @classmethod

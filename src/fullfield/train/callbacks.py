@@ -25,12 +25,16 @@ from fullfield.models.weights import save
 from fullfield.progress import Advance, console, image_progress
 from fullfield.tasks.metrics import ClassificationResult
 from fullfield.tasks.run_folder import RunFolder
+from fullfield.train.data_bound import DataBound
 from fullfield.train.module import TrainModule
 from fullfield.train.processes import ALONE, Processes
 
 __all__ = ["COLUMNS", "Patience", "RunKeeper", "ScreenProgress", "UnreadableImages", "averaging", "read_history"]
 
-COLUMNS = ("epoch", "lr", "train_loss", "val_loss", "val_top1", "val_top5", "val_recall", "images_per_s", "seconds")
+COLUMNS = (
+    *("epoch", "lr", "train_loss", "val_loss", "val_top1", "val_top5", "val_recall", "images_per_s", "seconds"),
+    "data_wait",
+)
 
 
 def warmed_decay(decay: float, updates: int) -> float:
@@ -67,12 +71,20 @@ class RunKeeper(Callback):
         run: Where.
         metadata: What goes beside the weights (classes, preprocessing).
         processes: That train together; the first one writes.
+        waits: Tells what share of the time went into waiting for images.
     """
 
-    def __init__(self, run: RunFolder, metadata: dict[str, Any], processes: Processes = ALONE) -> None:
+    def __init__(
+        self,
+        run: RunFolder,
+        metadata: dict[str, Any],
+        processes: Processes = ALONE,
+        waits: DataBound | None = None,
+    ) -> None:
         self.run = run
         self.metadata = metadata
         self.processes = processes
+        self.waits = waits
         self.best_top1 = -1.0
         self.best_epoch = 0
         self._loss_sum, self._images, self._seconds, self._start = 0.0, 0, 0.0, 0.0
@@ -146,6 +158,8 @@ class RunKeeper(Callback):
         if result is not None:
             row |= {"val_loss": result.loss, "val_top1": result.top1, "val_recall": result.mean_recall}
             row["val_top5"] = result.top5
+        if self.waits is not None:
+            row |= self.waits.row()
         if self.processes.first:
             _append_row(self.run, row)
 
@@ -269,6 +283,7 @@ class ScreenProgress(Callback):
         self.processes = processes
         self._open: Any = None
         self._advance: Advance | None = None
+        self._first = True
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show the bar."""
@@ -295,6 +310,10 @@ class ScreenProgress(Callback):
             f"epoch {int(row['epoch']):>3}/{self.epochs}   train loss {row['train_loss']:.3f}"
             f"   val top-1 {row.get('val_top1', math.nan):6.1%}   {row['images_per_s']:.0f} images/s{best}"
         )
+        verdict = keeper.waits.verdict() if self._first and keeper.waits is not None else ""
+        if verdict:
+            console.print(f"  {verdict}", style="dim", soft_wrap=True)
+        self._first = False
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take the bar away."""

@@ -10,7 +10,6 @@ import logging
 import os
 import shlex
 import signal
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import DDPStrategy
 from rich.markup import escape
 from torch import nn
 from torch.utils.data import DataLoader
@@ -42,17 +42,20 @@ from fullfield.tasks.run_folder import RunFolder
 from fullfield.tasks.source import checkpoint_metadata, pick_device
 from fullfield.train.callbacks import Patience, RunKeeper, ScreenProgress, UnreadableImages, averaging
 from fullfield.train.checkpoint import AtomicCheckpointIO, Position, State, newest_state
+from fullfield.train.data_bound import DataBound
+from fullfield.train.distill import Distillation, open_teacher
+from fullfield.train.freeze import freeze
 from fullfield.train.module import TrainModule
 from fullfield.train.processes import Processes, ignore_stop_signals
 from fullfield.train.resume import check_unchanged, fingerprint
 from fullfield.train.settings import TrainSettings, parse_interval, parse_share
 from fullfield.train.sparsity import PruneAndGrow, sparse_averaging, sparsity_of
-from fullfield.train.start import resumed_model, start_of
+from fullfield.train.start import checkpoint_gradients, resumed_model, start_of
 from fullfield.train.stopping import StateKeeper, StoppedError
-from fullfield.train.strategy import strategy_of
 from fullfield.train.sync_batch_norm import convert_batch_norm
+from fullfield.train.tracking import LogMetrics, make_loggers
 
-__all__ = ["fit"]
+__all__ = ["fit", "say_how_to_go_on", "share_of_batch"]
 
 
 def fit(
@@ -80,7 +83,7 @@ def fit(
     settings = TrainSettings.from_dict(run.read_config(), where=str(run.config))
     data = read_image_data(settings.data, val_share=settings.val_share, seed=settings.seed)
     device = pick_device(settings.device)
-    share = _share_of_batch(settings, processes)
+    share = share_of_batch(settings, processes.size)
     state = processes.share(_newest(run) if processes.first else None)
     changed: list[str] = []
     if state is None:
@@ -92,25 +95,33 @@ def fit(
     position = _start_position(settings, data, model, preprocess, state)
     if processes.size > 1 and settings.sync_bn:
         model = convert_batch_norm(model, device)
+    if settings.grad_checkpointing:
+        checkpoint_gradients(model)
+    if settings.freeze:
+        frozen = freeze(model, settings.freeze)  # after all that replaces modules
+        if processes.first:
+            console.print(f"Frozen: {frozen.frozen:,} parameters; {frozen.trained:,} are trained", style="dim")
+    if settings.precision == "64":
+        model = model.double()  # Lightning would do it after averages were made and states loaded, in float32
     if settings.channels_last:
         model = model.to(memory_format=torch.channels_last)
 
     train_loader, val_loader = _loaders(settings, data, preprocess, processes, share)
     # also the epoch: Lightning starts the readers before it tells the sampler
     train_loader.sampler.start_at(position.epoch, position.batches * share)  # type: ignore[attr-defined]
-    module = _module(settings, data, model, len(train_loader), processes)
+    module = _module(settings, data, model, preprocess, len(train_loader), processes)
     module.retuned = bool(changed)
     callbacks = _callbacks(settings, data, module, run, position, processes, len(train_loader) * share)
     with _quiet_lightning():
         trainer = pl.Trainer(
-            **strategy_of(settings, device, processes),
+            **_where(device, processes),
             precision=_precision(settings, device),  # type: ignore[arg-type]
             max_epochs=settings.epochs or 1,
             accumulate_grad_batches=settings.accumulate,
             gradient_clip_val=settings.clip_grad or None,
             callbacks=callbacks,
             plugins=[AtomicCheckpointIO()],
-            logger=False,
+            logger=make_loggers(settings.logger, run) if processes.first else False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -118,7 +129,8 @@ def fit(
             use_distributed_sampler=False,
             default_root_dir=run.path,
         )
-        with _interruptible(run):
+        keeper = next(callback for callback in callbacks if isinstance(callback, StateKeeper))
+        with _interruptible(run), keeper.listening(trainer):
             trainer.fit(module, train_loader, val_loader, ckpt_path=state and state.path, weights_only=True)
     if not run.best.exists():
         raise TrainingError(f"the run ended without weights; see {run.metrics}")
@@ -133,17 +145,17 @@ def _newest(run: RunFolder) -> State | None:
     return state
 
 
-def _share_of_batch(settings: TrainSettings, processes: Processes) -> int:
-    """Return the images of one process in one batch.
+def share_of_batch(settings: TrainSettings, processes: int) -> int:
+    """Return the images that each of so many processes has in one batch.
 
     Raises:
         ConfigError: They would not be a whole number.
     """
-    batch, parts = settings.batch_size or 32, processes.size * settings.accumulate
+    batch, parts = settings.batch_size or 32, processes * settings.accumulate
     if batch % parts:
         near = max(parts, round(batch / parts) * parts)
         raise ConfigError(
-            f"a batch of {batch} images can't be divided into {processes.size} processes x {settings.accumulate}"
+            f"a batch of {batch} images can't be divided into {processes} processes x {settings.accumulate}"
             f" accumulated batches; use --batch-size {near}"
         )
     return batch // parts
@@ -183,9 +195,14 @@ def _loaders(
         samples[0], train_transform(preprocess, augment), seed=settings.seed, min_side=preprocess.image_size
     )
     val_set = ImageClassification(samples[1], eval_transform(preprocess), seed=settings.seed)
-    place = {"seed": settings.seed, "rank": processes.rank, "world_size": processes.size}
+    place: dict[str, Any] = {"seed": settings.seed, "rank": processes.rank, "world_size": processes.size}
     order = EpochSampler(
-        len(samples[0]), shuffle=True, batch=settings.batch_size or 32, repeats=settings.repeats, **place
+        len(samples[0]),
+        shuffle=True,
+        batch=settings.batch_size or 32,
+        repeats=settings.repeats,
+        blocks=data.blocks("train"),
+        **place,
     )
     return (
         _loader(settings, train_set, order, share),
@@ -206,14 +223,28 @@ def _loader(settings: TrainSettings, dataset: ImageClassification, order: EpochS
 
 
 def _module(
-    settings: TrainSettings, data: ImageData, model: nn.Module, batches: int, processes: Processes
+    settings: TrainSettings,
+    data: ImageData,
+    model: nn.Module,
+    preprocess: Preprocess,
+    batches: int,
+    processes: Processes,
 ) -> TrainModule:
+    distill = None
+    if settings.teacher:
+        distill = Distillation(
+            open_teacher(settings.teacher, classes=data.classes, preprocess=preprocess),
+            temperature=settings.distill_temperature,
+            weight=settings.distill_weight,
+            hard=settings.distill_hard,
+        )
     task = ClassificationTask(
         model,
         len(data.classes),
         label_smoothing=settings.label_smoothing,
         mixup=settings.mixup,
         cutmix=settings.cutmix,
+        distill=distill,
     )
     total_steps = (settings.epochs or 1) * -(-batches // settings.accumulate)
     return TrainModule(task, settings, total_steps, [str(s.path) for s in data.splits["train"]], processes)
@@ -231,9 +262,11 @@ def _callbacks(
     """Return the callbacks in their order, see `callbacks.py`; `images` are one process's in an epoch."""
     count = len(data.splits["train"])
     limit = int(parse_share(settings.max_bad) * count + 1e-9)  # 29 % of 100 is 28.999... in floating point
+    waits = DataBound(settings.workers or 0)
     callbacks: list[pl.Callback] = [
         UnreadableImages(run, limit, count, processes),
-        RunKeeper(run, position.metadata, processes),
+        RunKeeper(run, position.metadata, processes, waits),
+        LogMetrics(run, settings=asdict(settings)),
     ]
     if settings.sparsity:
         sparsity = sparsity_of(settings, module.task.model, module.total_steps)
@@ -246,7 +279,22 @@ def _callbacks(
     if settings.patience:
         callbacks.append(Patience(settings.patience))
     callbacks.append(StateKeeper(run, position, parse_interval(settings.checkpoint_every), processes))
+    callbacks.append(waits)  # after all that works between steps, which is not waiting
     return callbacks
+
+
+def _where(device: torch.device, processes: Processes) -> dict[str, Any]:
+    """Return the arguments of the Trainer for one process, or several with DDP."""
+    gpu = device.type == "cuda"
+    accelerator = "gpu" if gpu else device.type
+    if processes.size == 1:
+        return {"accelerator": accelerator, "devices": [device.index or 0] if gpu else 1}
+    return {
+        "accelerator": accelerator,
+        "devices": processes.local_size,
+        "num_nodes": processes.size // processes.local_size,
+        "strategy": DDPStrategy(gradient_as_bucket_view=True),
+    }
 
 
 def _precision(settings: TrainSettings, device: torch.device) -> str:
@@ -274,8 +322,6 @@ def _quiet_lightning() -> Iterator[None]:
 @contextmanager
 def _interruptible(run: RunFolder) -> Iterator[None]:
     """End as the signal asks that stopped the run, or that came before there was a state; say how to go on."""
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT)
     number = 0
     try:
         yield
@@ -285,9 +331,6 @@ def _interruptible(run: RunFolder) -> Iterator[None]:
         if not isinstance(stopped.__context__, KeyboardInterrupt):
             raise
         number = signal.SIGINT
-    finally:
-        if main:  # no other thread gets or may set handlers
-            signal.signal(signal.SIGINT, handler)
     if number:
         if "FULLFIELD_LAUNCHED" not in os.environ:  # else the one who launched says so
             say_how_to_go_on(run)

@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from PIL import Image
 
-from fullfield.data import ImageData
+from fullfield.data import ImageData, open_sample
 from fullfield.train.settings import TrainSettings
 
 __all__ = ["fit_settings", "typical_side"]
@@ -56,7 +56,10 @@ def fit_settings(settings: TrainSettings, data: ImageData, device: torch.device)
     steps = max(1, count // used_batch)
     fit("epochs", min(max(round(STEPS_WORTH_TAKING / steps), 10), 100), f"about {STEPS_WORTH_TAKING:,} steps")
     start = 0.2 if settings.weights or settings.pretrained else 1.0
-    fit("lr", float(f"{1e-3 * (used_batch / 64) ** 0.5 * start:.2g}"), f"for a batch of {used_batch}")
+    power, rule = (0.5, "sqrt(batch / 64)") if settings.lr_rule == "sqrt" else (1.0, "batch / 64")
+    fifth = "" if start == 1 else ", a fifth of it from given weights"
+    rate = float(f"{1e-3 * (used_batch / 64) ** power * start:.2g}")
+    fit("lr", rate, f"1e-3 * {rule} for a batch of {used_batch}{fifth}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     # on a CPU the net itself uses every core, and readers beside it would only make its threads wait
     fit("workers", min(8, cores - 1) if gpu else cores // 8, f"{cores} processor cores, training on {where}")
@@ -72,7 +75,7 @@ def typical_side(data: ImageData, looks: int = 100) -> int:
     sides = []
     for sample in samples[:: max(1, len(samples) // looks)]:
         try:
-            with Image.open(sample.path) as image:
+            with open_sample(sample) as stream, Image.open(stream) as image:
                 sides.append(min(image.size))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             continue

@@ -18,6 +18,7 @@ from fullfield.data import ImageBatch
 from fullfield.errors import TrainingError
 from fullfield.tasks.classify import ClassificationTask
 from fullfield.tasks.metrics import ClassificationMetrics, ClassificationResult
+from fullfield.train.image_sizes import resize_batch, side_at
 from fullfield.train.processes import ALONE, Processes
 from fullfield.train.settings import TrainSettings
 
@@ -77,7 +78,7 @@ class TrainModule(pl.LightningModule):
         self.retuned = False
         """Whether the optimiser of the state that a run goes on from takes the rates of the settings."""
         self._paths = paths
-        self._metrics = ClassificationMetrics(task.num_classes)
+        self._metrics = ClassificationMetrics(task.num_classes, synced=True)
 
     def on_train_start(self) -> None:
         """Put changed rates into the optimiser and schedule that came with the state."""
@@ -105,13 +106,15 @@ class TrainModule(pl.LightningModule):
         Raises:
             TrainingError: The loss is not finite, or the batch is a single image that BatchNorm can't normalise.
         """
+        if self.settings.image_size_start is not None:
+            batch = batch._replace(images=resize_batch(batch.images, self._side()))
         count = len(batch.images)
         (images,) = self.processes.sum([count])
         self.batch_loss = 0.0
         if not images:
             return None
         if not count:  # the other processes wait for this one's gradients: give them zeros
-            side = self.settings.image_size or 224
+            side = self._side()
             blank = torch.zeros(2, getattr(self.task.model, "in_chans", 3), side, side, device=self.device)
             nothing: Tensor = self.task(blank.to(next(self.task.parameters()).dtype)).sum() * 0.0
             return nothing
@@ -134,6 +137,12 @@ class TrainModule(pl.LightningModule):
         self.batch_loss = float(loss.detach())
         return loss * (count * self.processes.size / images) if self.processes.size > 1 else loss
 
+    def _side(self) -> int:
+        """Return the side of this epoch's images, pixels."""
+        s = self.settings
+        final = s.image_size or 224
+        return side_at(self.current_epoch, s.epochs or 1, s.image_size_start or final, final)
+
     def on_validation_epoch_start(self) -> None:
         """Start the figures over."""
         self._metrics.reset()
@@ -149,7 +158,7 @@ class TrainModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Give top-1 to early stopping."""
-        self.log("val_top1", self.validation_result().top1)
+        self.log("val_top1", self.validation_result().top1, logger=False)
 
     def configure_optimizers(self) -> Any:
         """AdamW on timm's parameter groups, warm-up and cosine by the step."""

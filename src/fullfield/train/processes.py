@@ -7,7 +7,6 @@ processes tell one another beside gradients goes through a process group on CPUs
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -26,9 +25,11 @@ from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
 from fullfield.errors import TrainingError
+from fullfield.train import launcher
 
-__all__ = ["ALONE", "Processes", "die_with_parent", "ignore_stop_signals", "is_restart", "join", "launch", "leave"]
+__all__ = ["ALONE", "Processes", "ignore_stop_signals", "is_restart", "join", "launch", "leave"]
 
+READER_GRACE_S = 60
 PATIENCE = timedelta(hours=2)  # others wait this long for the first one, which evaluates
 
 
@@ -140,11 +141,13 @@ def launch(arguments: Sequence[str], processes: int, *, restarts: int = 0) -> No
         TrainingError: One of them failed; it has said why.
     """
     command = [
-        *(sys.executable, "-m", "fullfield.train.launcher", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"),
+        # by its path: the launcher itself needs nothing of the package, which takes seconds to import
+        *(sys.executable, "-P", launcher.__file__, "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"),
         *("--local-addr=127.0.0.1", f"--nproc-per-node={processes}", f"--max-restarts={restarts}"),
         *("--monitor-interval=0.2", "-m", "fullfield.train.worker", *arguments),
     ]
-    environment = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // processes))} | os.environ
+    threads = str(max(1, torch.get_num_threads() // processes))
+    environment = {"OMP_NUM_THREADS": threads, "LOGLEVEL": "ERROR"} | os.environ
     if sys.platform == "darwin":  # gloo finds no address under some host names there
         environment.setdefault("GLOO_SOCKET_IFNAME", "lo0")
     # a session of their own: the terminal's Ctrl-C reaches this process alone, which passes it on once
@@ -177,16 +180,10 @@ def launch(arguments: Sequence[str], processes: int, *, restarts: int = 0) -> No
         raise TrainingError(f"one of the {processes} processes failed (exit code {code}); its message stands above")
 
 
-def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """Ask the kernel to send this process a signal when its parent ends, however it ends; Linux only."""
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(1, int(number))  # PR_SET_PDEATHSIG
-
-
 def ignore_stop_signals(_: int) -> None:
     """In a process that reads images: leave stopping to the one that trains, and end with it (`worker_init_fn`)."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if "SLURM_JOB_ID" in os.environ:  # which signals every process of a job; elsewhere it is how PyTorch ends readers
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    die_with_parent()
+    # torchrun and SLURM tell every process of a job to end, and the step that is under way needs its images; but it is
+    # also how PyTorch ends a reader that hangs
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(READER_GRACE_S))
+    launcher.die_with_parent()

@@ -24,13 +24,13 @@ from fullfield.tasks.evaluate import Evaluation, evaluate_samples
 from fullfield.tasks.run_folder import RunFolder
 from fullfield.tasks.source import open_model, pick_device
 from fullfield.train.checkpoint import newest_state
-from fullfield.train.fit import fit, say_how_to_go_on
+from fullfield.train.fit import fit, say_how_to_go_on, share_of_batch
 from fullfield.train.fitting import fit_settings
 from fullfield.train.processes import ALONE, Processes, is_restart, join, launch
 from fullfield.train.report import write_report
 from fullfield.train.resume import check_unchanged, with_changes
 from fullfield.train.settings import TrainSettings
-from fullfield.train.start import fit_to_weights, start_of
+from fullfield.train.start import check_start, fit_to_weights, start_of
 from fullfield.train.summary import run_report
 
 __all__ = ["TrainResult", "train"]
@@ -128,7 +128,7 @@ def _together(settings: TrainSettings, resumed: RunFolder | None, allowed: tuple
     if not processes.first:
         return _help(processes, allowed)
     try:
-        ready = _prepare(settings, resumed, allowed, device)
+        ready = _prepare(settings, resumed, allowed, device, max(processes.size, settings.devices))
     except FullfieldError:
         processes.share(None)
         raise
@@ -158,7 +158,11 @@ def _help(processes: Processes, allowed: tuple[str, ...]) -> TrainResult:
 
 
 def _prepare(
-    settings: TrainSettings, resumed: RunFolder | None, allowed: tuple[str, ...], device: torch.device
+    settings: TrainSettings,
+    resumed: RunFolder | None,
+    allowed: tuple[str, ...],
+    device: torch.device,
+    processes: int,
 ) -> _Ready:
     """Read the data, fit the settings, and make the run folder or check the state to go on from."""
     if Path(settings.data).exists():  # the run must find its data from any folder
@@ -168,7 +172,9 @@ def _prepare(
         if settings.weights:
             settings = fit_to_weights(settings, settings.weights)
         settings, fitted = fit_settings(settings, data, device)
+        share_of_batch(settings, processes)
         start = start_of(settings, data)  # before there is a folder: what can't be built leaves none behind
+        check_start(settings, *start, data.classes, device, processes)
         run = RunFolder.create(
             settings.out or RunFolder.next_free("runs", settings.model or "model"), overwrite=settings.overwrite
         )

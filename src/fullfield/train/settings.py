@@ -29,7 +29,8 @@ class TrainSettings:
     """Train a classifier on a folder of images."""
 
     data: str
-    """Image folder (root/class/*.jpg, with or without train/val/test), CSV list (path,label), or sample:blood_cells."""
+    """Image folder (root/class/*.jpg, with or without train/val/test), CSV list (path,label), tar shards, Parquet
+    files, a saved Hugging Face data set, or sample:blood_cells."""
     model: str | None = None
     """A name of `fullfield models`, timm's included. Fitted: racnn_pico on a CPU, racnn_tiny on a GPU."""
     model_args: tuple[str, ...] = ()
@@ -129,8 +130,6 @@ class TrainSettings:
     """Processes that train together on this machine, one a GPU; torchrun and SLURM set it themselves."""
     restarts: int = 0
     """Times to start again from the last checkpoint when one of several processes is lost."""
-    strategy: Literal["auto", "ddp", "fsdp", "deepspeed"] = "auto"
-    """How several processes share the work: ddp by default; fsdp and deepspeed also share weights and their state."""
     sync_bn: bool = True
     """BatchNorm over the images of all processes, not of each alone."""
     checkpoint_every: str = "10m"

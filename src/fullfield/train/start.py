@@ -2,22 +2,43 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import timm.data
 import torch
+from rich.markup import escape
 from torch import nn
 
 from fullfield.data import ImageData, Preprocess
 from fullfield.errors import ConfigError
 from fullfield.models.registry import create_model, model_spec
 from fullfield.models.weights import load, load_checkpoint
+from fullfield.progress import console
 from fullfield.train.checkpoint import Position
+from fullfield.train.distill import open_teacher
+from fullfield.train.freeze import freeze
+from fullfield.train.image_sizes import side_at
+from fullfield.train.memory import available_bytes, foresee
 from fullfield.train.settings import TrainSettings
+from fullfield.train.tracking import check_loggers
 
-__all__ = ["fit_to_weights", "resumed_model", "start_model", "start_of", "start_preprocess"]
+__all__ = [
+    "check_start",
+    "checkpoint_gradients",
+    "fit_to_weights",
+    "resumed_model",
+    "start_model",
+    "start_of",
+    "start_preprocess",
+]
 
+ROOMY_PIXEL_BYTES = 20_000
+"""More than a training step keeps for each pixel of an image; the hungriest nets here keep about 4,000."""
+ROOMY_WEIGHT_BYTES = 40
+"""More than a weight takes with its gradient, average and optimiser state."""
 _DROP_RATES = ("drop_path_rate", "drop_rate")
 
 
@@ -79,6 +100,73 @@ def resumed_model(settings: TrainSettings, position: Position) -> nn.Module:
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in position.model_arguments.items()}
     arguments = {k: v for k, v in arguments.items() if k not in (*_DROP_RATES, "pretrained")}
     return _create(position.model, **arguments, **_drop_rates(settings)).train()
+
+
+def check_start(
+    settings: TrainSettings,
+    model: nn.Module,
+    preprocess: Preprocess,
+    classes: Sequence[str],
+    device: torch.device,
+    processes: int,
+) -> None:
+    """Find out before the first step what would stop it, and whether the memory will do.
+
+    Too little memory is said and not refused: it is foreseen, not known.
+
+    Raises:
+        ConfigError: The sizes do not grow, a part to freeze or a logger is unknown, or the teacher can't teach.
+        MissingExtraError: A logger's package is not installed.
+    """
+    check_loggers(settings.logger)
+    if settings.image_size_start is not None:
+        side_at(0, settings.epochs or 1, settings.image_size_start, preprocess.image_size)
+    model = copy.deepcopy(model) if settings.freeze or settings.grad_checkpointing else model
+    if settings.freeze:
+        freeze(model, settings.freeze)
+    if settings.grad_checkpointing:
+        checkpoint_gradients(model)
+    if settings.teacher:
+        open_teacher(settings.teacher, classes=classes, preprocess=preprocess)
+    batch = (settings.batch_size or 32) // (processes * settings.accumulate)
+    there = available_bytes(device)
+    weights = sum(p.numel() for p in model.parameters())
+    if there is None or batch * preprocess.image_size**2 * ROOMY_PIXEL_BYTES + weights * ROOMY_WEIGHT_BYTES < there:
+        return  # counting takes seconds
+    found = foresee(
+        model,
+        batch=batch,
+        image_size=preprocess.image_size,
+        channels=preprocess.channels,
+        ema=bool(settings.ema),
+        mixed=settings.precision in ("bf16", "16") or (settings.precision == "auto" and device.type == "cuda"),
+        checkpointing=settings.grad_checkpointing,
+        world_size=processes,
+        device=device,
+    )
+    advice = found.advice(processes * settings.accumulate) if found else ""
+    if advice:
+        console.print(f"[yellow]A training step {escape(advice)}[/]", soft_wrap=True)
+    elif found:
+        console.print(f"A training step needs {found.summary()}", style="dim", soft_wrap=True)
+
+
+def checkpoint_gradients(model: nn.Module) -> None:
+    """Switch on gradient checkpointing (Chen et al. 2016): blocks are computed again in the backward pass.
+
+    Raises:
+        ConfigError: The model has none.
+    """
+    switch = getattr(model, "set_grad_checkpointing", None)
+    try:
+        if not callable(switch):
+            raise TypeError("it has no set_grad_checkpointing")
+        switch(True)
+    except (AssertionError, NotImplementedError, TypeError) as error:
+        raise ConfigError(
+            f"{type(model).__name__} has no gradient checkpointing ({error}); leave out --grad-checkpointing, and use"
+            " --accumulate 2 to need less memory"
+        ) from error
 
 
 def start_preprocess(settings: TrainSettings, model: nn.Module) -> Preprocess:

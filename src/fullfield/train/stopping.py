@@ -12,6 +12,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -57,17 +59,28 @@ class StateKeeper(Callback):
         self._signal = 0
         self._saved_at = time.monotonic()
         self._saved_steps = position.steps
-        self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Listen for signals; this comes after Lightning has set its own handlers."""
+        """Start the interval, and clear what an earlier start left behind."""
         self._saved_at = time.monotonic()
         self._saved_steps = trainer.global_step
         if self.processes.first:
             prune_states(self.run)
-        if threading.current_thread() is threading.main_thread():  # no other thread may set handlers
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._handlers[number] = signal.signal(number, self._note)
+
+    @contextmanager
+    def listening(self, trainer: pl.Trainer) -> Iterator[None]:
+        """Take note of Ctrl-C and SIGTERM while the block runs, in the main thread; no other may set handlers.
+
+        Lightning's own handlers stay out: theirs for SIGTERM speaks to the other processes, which a handler must not.
+        """
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        stops = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        before = {number: signal.signal(number, self._note) for number in stops}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: ImageBatch, batch_idx: int
@@ -95,12 +108,6 @@ class StateKeeper(Callback):
     ) -> None:
         """Write the position into the state."""
         checkpoint[ENTRY] = self._position.to_dict()
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give the signals back."""
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers = {}
 
     def _save(self, trainer: pl.Trainer, epoch: int, batches: int) -> None:
         values = self.start.to_dict() | {"epoch": epoch, "batches": batches, "steps": trainer.global_step}

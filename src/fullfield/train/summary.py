@@ -9,7 +9,7 @@ import platform
 
 import torch
 
-from fullfield.data import ImageData
+from fullfield.data import ImageData, read_sample
 from fullfield.models.flops import count_flops
 from fullfield.tasks.evaluate import Evaluation, ImageResult
 from fullfield.tasks.run_folder import RunFolder
@@ -71,9 +71,12 @@ def run_report(
             " expect a little less on new images."
         )
 
+    archived = {s.path: s for s in data.splits[evaluation.split] if s.place is not None}
+
     def shown(image: ImageResult) -> ReportImage:
         classes = evaluation.classes
-        return ReportImage(image.path, classes[image.true], classes[image.predicted], image.confidence)
+        picture = read_sample(archived[image.path]) if image.path in archived else None
+        return ReportImage(image.path, classes[image.true], classes[image.predicted], image.confidence, picture)
 
     return RunReport(
         title=f"{evaluation.model} on {data.source}",

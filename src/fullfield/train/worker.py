@@ -17,7 +17,8 @@ from fullfield.progress import console
 from fullfield.tasks.run_folder import RunFolder
 from fullfield.tasks.source import pick_device
 from fullfield.train.fit import fit
-from fullfield.train.processes import die_with_parent, join, leave
+from fullfield.train.launcher import die_with_parent
+from fullfield.train.processes import join, leave
 
 __all__ = ["main"]
 
