@@ -16,7 +16,10 @@ from fullfield.train.settings import TrainSettings
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "recipes/README.md", "studies/cifar10/README.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 COMMANDS = sorted(
     {
         line.removeprefix("$ ")
@@ -41,7 +44,7 @@ def without_run_and_recipe(arguments):
     resumed, arguments = train_cli._take(arguments, "--resume")
     _, arguments = train_cli._take_list(arguments, "--allow-change")
     recipe, arguments = train_cli._take(arguments, "--config")
-    if recipe is not None:
+    if recipe is not None and "VERSION" not in recipe:
         assert (ROOT / recipe).is_file()
     if resumed is not None and (not arguments or arguments[0].startswith("-")):
         arguments = ["PHOTOS", *arguments]

@@ -184,6 +184,12 @@ def test_wrong_data_leaves_no_run_behind(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_argument_that_timm_would_ignore_is_refused(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="ls_init_value is null"):
+        fullfield.train(photos, out=tmp_path / "run", model="convnext_atto", model_args=("ls_init_value=null",))
+    assert not (tmp_path / "run").exists()
+
+
 def test_data_or_settings_or_a_run_to_resume_but_not_two_of_them(finished: Path, photos: Path) -> None:
     settings = fullfield.train.settings.TrainSettings(str(photos))
     for arguments in (

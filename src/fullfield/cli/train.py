@@ -45,7 +45,10 @@ def run(argv: list[str]) -> int:
         settings = parse(TrainArguments, "train", argv)
     else:
         data = {"data": argv.pop(0)} if argv and not argv[0].startswith("-") else {}
-        settings = parse(TrainArguments, "train", argv, default=TrainArguments.from_yaml(config, **data))
+        recipe = TrainArguments.from_yaml(config, fallback={"data": ""}, **data)
+        settings = parse(TrainArguments, "train", argv, default=recipe)
+        if not settings.data:
+            raise ConfigError(f"{config}: the setting 'data' is missing: which images to train on")
     fullfield.train(settings=settings)
     return 0
 

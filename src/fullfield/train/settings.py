@@ -191,8 +191,8 @@ class TrainSettings:
         return cls(**values)
 
     @classmethod
-    def from_yaml(cls, path: str | Path, **changes: Any) -> Self:
-        """Read settings from a YAML file; `changes` win over it.
+    def from_yaml(cls, path: str | Path, *, fallback: Mapping[str, Any] | None = None, **changes: Any) -> Self:
+        """Read settings from a YAML file; `changes` win over it, and `fallback` is for what it leaves out.
 
         Raises:
             ConfigError: The file can't be read, is not a mapping, or has an unknown key.
@@ -203,7 +203,7 @@ class TrainSettings:
             raise ConfigError(f"the settings file {path} can't be read: {error}") from error
         if not isinstance(values, dict):
             raise ConfigError(f"the settings file {path} must be a mapping of setting: value")
-        return cls.from_dict(values | changes, where=str(path))
+        return cls.from_dict({**(fallback or {}), **values, **changes}, where=str(path))
 
     def command(self) -> str:
         """Return the shell command that repeats the run: every setting that is not the default."""

@@ -212,6 +212,11 @@ def _build_model(settings: TrainSettings, data: ImageData) -> nn.Module:
 
 
 def _create(name: str, **arguments: Any) -> nn.Module:
+    empty = sorted(key for key, value in arguments.items() if value is None and key != "img_size")
+    if empty:  # timm drops them without a word, and the model has its default
+        raise ConfigError(
+            f"model argument {', '.join(empty)} is null; timm ignores that, so give a value or leave it out"
+        )
     try:
         return create_model(name, **arguments)
     except (TypeError, AssertionError, RuntimeError, OSError) as error:
