@@ -4,8 +4,7 @@
     python studies/efficientnet_lite0/look.py PHOTOGRAPHS     -> figures.csv beside this file, and the rows printed
 
 PHOTOGRAPHS is a folder with one image of each ImageNet class, 224x224 pixels, in the classes' order, such as the set
-that `SOURCES.md` of the shared data calls imagenet_samples, which may not be shipped. No figures of a whole run are
-stored yet: the pages' are of one-off runs of the same functions (receptive fields with a second crop of 0.875).
+that `SOURCES.md` of the shared data calls imagenet_samples, which may not be shipped. A test holds the pages to them.
 """
 
 import argparse
