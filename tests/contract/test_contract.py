@@ -113,7 +113,8 @@ class TestContract:
     def test_images_may_have_any_size(self, name: str, size: tuple[int, int]) -> None:
         if min(size) < declared(name).min_size:
             pytest.skip(f"{MODELS[name].family} declares a smallest size of {declared(name).min_size}")
-        y = build(name, dtype=torch.float32)(images(1, 3, *size, dtype=torch.float32))
+        # as initialised: under norms that are drawn, a net of 90 blocks that multiply overflows float32
+        y = fullfield.create_model(name).eval()(images(1, 3, *size, dtype=torch.float32))
         assert y.shape == (1, 1000)
         assert y.isfinite().all()
 

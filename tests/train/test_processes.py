@@ -101,6 +101,19 @@ def test_batch_that_can_not_be_divided_is_refused_with_the_nearest(photos: Path,
     assert not (tmp_path / "run").exists()
 
 
+def test_more_processes_than_images_are_refused(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos" / "train")
+    write_photos(tmp_path / "photos" / "val", each=1)
+    with pytest.raises(ConfigError, match="8 processes can't share 3 images; use --devices 3"):
+        fullfield.train(tmp_path / "photos", out=tmp_path / "run", devices=8, **TINY)
+
+
+@pytest.mark.slow
+def test_two_processes_train_in_bfloat16(photos: Path, tmp_path: Path) -> None:
+    run = fullfield.train(photos, out=tmp_path / "run", devices=2, precision="bf16", **TINY).run
+    assert losses(run)[-1] < losses(run)[0]
+
+
 def test_error_of_a_process_is_said_and_ends_all(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     data = write_photos(tmp_path / "photos")
     for path in (data / "red").iterdir():

@@ -63,6 +63,7 @@ EVERYTHING: dict[str, Any] = {
     "device": "cpu",
     "devices": 2,
     "restarts": 3,
+    "strategy": "fsdp",
     "sync_bn": False,
     "checkpoint_every": "500",
     "logger": ("none",),

@@ -42,7 +42,7 @@ def warmed_decay(decay: float, updates: int) -> float:
     return min(decay, (1 + updates) / (10 + updates))
 
 
-def averaging(decay: float) -> WeightAveraging:
+def averaging(decay: float, kind: type[WeightAveraging] = WeightAveraging) -> WeightAveraging:
     """Return Lightning's exponential moving average of weights and BatchNorm statistics, with warm-up.
 
     After n updates the decay is min(decay, (1 + n) / (10 + n)), so that short runs are not averaged with their
@@ -50,6 +50,7 @@ def averaging(decay: float) -> WeightAveraging:
 
     Args:
         decay: Of the average, less than 1.
+        kind: Lightning's callback, or one made from it.
     """
 
     def average(averaged: Tensor, current: Tensor, updates: int | Tensor) -> Tensor:
@@ -58,7 +59,7 @@ def averaging(decay: float) -> WeightAveraging:
             return current
         return torch.lerp(averaged, current.to(averaged.dtype), 1 - warmed_decay(decay, n))
 
-    return WeightAveraging(use_buffers=True, avg_fn=average)
+    return kind(use_buffers=True, avg_fn=average)
 
 
 class RunKeeper(Callback):
@@ -138,8 +139,8 @@ class RunKeeper(Callback):
         if result.top1 > self.best_top1:
             self.best_top1, self.best_epoch = result.top1, trainer.current_epoch + 1
             figures = {"epoch": self.best_epoch, "val_top1": result.top1, "val_images": result.images}
-            if self.processes.first:
-                model = pl_module.task.model
+            model = pl_module.whole_model()
+            if self.processes.first and model is not None:
                 if any(p.dtype == torch.float64 for p in model.parameters()):  # for checks; it is used in float32
                     model = copy.deepcopy(model).float()
                 save(model, self.run.best, {**self.metadata, **figures})

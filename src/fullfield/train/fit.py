@@ -18,6 +18,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import WeightAveraging
+from pytorch_lightning.plugins.precision import DoublePrecision
 from pytorch_lightning.strategies import DDPStrategy
 from rich.markup import escape
 from torch import nn
@@ -49,6 +51,7 @@ from fullfield.train.module import TrainModule
 from fullfield.train.processes import Processes, ignore_stop_signals
 from fullfield.train.resume import check_unchanged, fingerprint
 from fullfield.train.settings import TrainSettings, parse_interval, parse_share
+from fullfield.train.sharding import ShardedAveraging, ShardedModule, ShardedStrategy
 from fullfield.train.sparsity import PruneAndGrow, sparse_averaging, sparsity_of
 from fullfield.train.start import checkpoint_gradients, resumed_model, start_of
 from fullfield.train.stopping import StateKeeper, StoppedError
@@ -103,7 +106,7 @@ def fit(
             console.print(f"Frozen: {frozen.frozen:,} parameters; {frozen.trained:,} are trained", style="dim")
     if settings.precision == "64":
         model = model.double()  # Lightning would do it after averages were made and states loaded, in float32
-    if settings.channels_last:
+    if settings.channels_last and not _is_sharded(settings, processes):
         model = model.to(memory_format=torch.channels_last)
 
     train_loader, val_loader = _loaders(settings, data, preprocess, processes, share)
@@ -114,13 +117,12 @@ def fit(
     callbacks = _callbacks(settings, data, module, run, position, processes, len(train_loader) * share)
     with _quiet_lightning():
         trainer = pl.Trainer(
-            **_where(device, processes),
-            precision=_precision(settings, device),  # type: ignore[arg-type]
+            **_where(settings, device, processes),
+            **_precision(settings, device),
             max_epochs=settings.epochs or 1,
             accumulate_grad_batches=settings.accumulate,
             gradient_clip_val=settings.clip_grad or None,
             callbacks=callbacks,
-            plugins=[AtomicCheckpointIO()],
             logger=make_loggers(settings.logger, run) if processes.first else False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -247,7 +249,8 @@ def _module(
         distill=distill,
     )
     total_steps = (settings.epochs or 1) * -(-batches // settings.accumulate)
-    return TrainModule(task, settings, total_steps, [str(s.path) for s in data.splits["train"]], processes)
+    kind = ShardedModule if _is_sharded(settings, processes) else TrainModule
+    return kind(task, settings, total_steps, [str(s.path) for s in data.splits["train"]], processes)
 
 
 def _callbacks(
@@ -272,7 +275,11 @@ def _callbacks(
         sparsity = sparsity_of(settings, module.task.model, module.total_steps)
         callbacks.append(PruneAndGrow(sparsity, module.total_steps, settings.seed))
     if settings.ema:
-        callbacks.append((sparse_averaging if settings.sparsity else averaging)(settings.ema))
+        if settings.sparsity:
+            callbacks.append(sparse_averaging(settings.ema))
+        else:
+            kind = ShardedAveraging if _is_sharded(settings, processes) else WeightAveraging
+            callbacks.append(averaging(settings.ema, kind))
     epoch_images = min(images * processes.size, count)
     done = position.steps * (settings.batch_size or 32) if position.batches else position.epoch * epoch_images
     callbacks.append(ScreenProgress(epoch_images, settings.epochs or 1, done, processes))
@@ -283,25 +290,36 @@ def _callbacks(
     return callbacks
 
 
-def _where(device: torch.device, processes: Processes) -> dict[str, Any]:
-    """Return the arguments of the Trainer for one process, or several with DDP."""
+def _is_sharded(settings: TrainSettings, processes: Processes) -> bool:
+    return settings.strategy == "fsdp" and processes.size > 1
+
+
+def _where(settings: TrainSettings, device: torch.device, processes: Processes) -> dict[str, Any]:
+    """Return the arguments of the Trainer for one process, or several with DDP or FSDP."""
     gpu = device.type == "cuda"
     accelerator = "gpu" if gpu else device.type
     if processes.size == 1:
         return {"accelerator": accelerator, "devices": [device.index or 0] if gpu else 1}
-    return {
+    together = {
         "accelerator": accelerator,
         "devices": processes.local_size,
         "num_nodes": processes.size // processes.local_size,
-        "strategy": DDPStrategy(gradient_as_bucket_view=True),
     }
+    if _is_sharded(settings, processes):
+        # weights that were put together in inference mode can't be trained
+        return together | {"strategy": ShardedStrategy(processes.size), "inference_mode": False}
+    return together | {"strategy": DDPStrategy(gradient_as_bucket_view=True)}
 
 
-def _precision(settings: TrainSettings, device: torch.device) -> str:
+def _precision(settings: TrainSettings, device: torch.device) -> dict[str, Any]:
+    """Return the arguments of the Trainer for its arithmetic, and for its states, which are plugins too."""
     kind = settings.precision
+    if kind == "64":  # a plugin, because Lightning refuses its name beside sharded weights
+        return {"plugins": [AtomicCheckpointIO(), DoublePrecision()]}
     if kind == "auto":
         kind = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "32"
-    return {"64": "64-true", "32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[kind]
+    name = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[kind]
+    return {"plugins": [AtomicCheckpointIO()], "precision": name}
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
-from torch import Tensor
+from torch import Tensor, nn
 
 from fullfield.data import ImageBatch
 from fullfield.errors import TrainingError
@@ -114,9 +114,7 @@ class TrainModule(pl.LightningModule):
         if not images:
             return None
         if not count:  # the other processes wait for this one's gradients: give them zeros
-            side = self._side()
-            blank = torch.zeros(2, getattr(self.task.model, "in_chans", 3), side, side, device=self.device)
-            nothing: Tensor = self.task(blank.to(next(self.task.parameters()).dtype)).sum() * 0.0
+            nothing: Tensor = self.task(self.blank_images()).sum() * 0.0
             return nothing
         try:
             loss = self.task.loss(batch)
@@ -136,6 +134,15 @@ class TrainModule(pl.LightningModule):
             )
         self.batch_loss = float(loss.detach())
         return loss * (count * self.processes.size / images) if self.processes.size > 1 else loss
+
+    def blank_images(self) -> Tensor:
+        """Return images (2, C, S, S) of zeros, for a process that has none when others do."""
+        side, dtype = self._side(), next(self.task.parameters()).dtype
+        return torch.zeros(2, getattr(self.task.model, "in_chans", 3), side, side, dtype=dtype, device=self.device)
+
+    def whole_model(self) -> nn.Module | None:
+        """Return the model with all its weights, None where another process has them; all processes must call it."""
+        return self.task.model
 
     def _side(self) -> int:
         """Return the side of this epoch's images, pixels."""

@@ -20,7 +20,7 @@ __all__ = ["FREE", "check_unchanged", "fingerprint", "with_changes"]
 
 FREE = frozenset(
     {
-        *("out", "overwrite", "workers", "device", "devices", "restarts", "checkpoint_every", "logger"),
+        *("out", "overwrite", "workers", "device", "devices", "restarts", "strategy", "checkpoint_every", "logger"),
         *("patience", "max_bad", "grad_checkpointing", "weights", "reset_classifier", "pretrained"),
     }
 )

@@ -30,6 +30,7 @@ from fullfield.train.processes import ALONE, Processes, is_restart, join, launch
 from fullfield.train.report import write_report
 from fullfield.train.resume import check_unchanged, with_changes
 from fullfield.train.settings import TrainSettings
+from fullfield.train.sharding import check_strategy
 from fullfield.train.start import check_start, fit_to_weights, start_of
 from fullfield.train.summary import run_report
 
@@ -165,6 +166,7 @@ def _prepare(
     processes: int,
 ) -> _Ready:
     """Read the data, fit the settings, and make the run folder or check the state to go on from."""
+    check_strategy(settings, processes)
     if Path(settings.data).exists():  # the run must find its data from any folder
         settings = replace(settings, data=str(Path(settings.data).resolve()))
     data = read_image_data(settings.data, val_share=settings.val_share, seed=settings.seed)
@@ -173,6 +175,11 @@ def _prepare(
             settings = fit_to_weights(settings, settings.weights)
         settings, fitted = fit_settings(settings, data, device)
         share_of_batch(settings, processes)
+        fewest = min(len(data.splits[split]) for split in ("train", "val"))
+        if fewest < processes:
+            raise ConfigError(
+                f"{data.source}: {processes} processes can't share {fewest} images; use --devices {fewest}"
+            )
         start = start_of(settings, data)  # before there is a folder: what can't be built leaves none behind
         check_start(settings, *start, data.classes, device, processes)
         run = RunFolder.create(

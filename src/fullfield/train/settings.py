@@ -130,6 +130,9 @@ class TrainSettings:
     """Processes that train together on this machine, one a GPU; torchrun and SLURM set it themselves."""
     restarts: int = 0
     """Times to start again from the last checkpoint when one of several processes is lost."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """What several processes share: ddp the gradients; fsdp divides weights, gradients and optimiser state, for nets
+    that are too large to be held whole."""
     sync_bn: bool = True
     """BatchNorm over the images of all processes, not of each alone."""
     checkpoint_every: str = "10m"

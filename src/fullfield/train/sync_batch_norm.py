@@ -43,6 +43,8 @@ def normalise_together(norm: _BatchNorm, x: Tensor) -> Tensor:
     Returns:
         (B, C, ...). Its gradient takes account of how each process's images move the statistics of all.
     """
+    dtype = x.dtype
+    x = x if dtype == torch.float64 else x.float()  # under autocast maps are of half precision; statistics are not
     axes = [0, *range(2, x.ndim)]
     shape = [1, -1, *[1] * (x.ndim - 2)]
     count = torch.tensor([x.numel() / x.shape[1]], dtype=x.dtype)
@@ -60,7 +62,7 @@ def normalise_together(norm: _BatchNorm, x: Tensor) -> Tensor:
     y: Tensor = centred * torch.rsqrt(variance + norm.eps).view(shape)
     if norm.affine:
         y = y * norm.weight.view(shape) + norm.bias.view(shape)
-    return y
+    return y.to(dtype)
 
 
 def _together(norm: nn.Module) -> bool:
