@@ -323,6 +323,21 @@ def test_row_without_a_state_is_written_anew(photos: Path, tmp_path: Path, inter
     assert "9,9,9" not in (run / "metrics.csv").read_text()
 
 
+@pytest.mark.parametrize("name", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
+def test_command_that_is_repeated_after_a_loss_goes_on(
+    finished: Path, photos: Path, tmp_path: Path, interrupt: pytest.MonkeyPatch, name: str
+) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        fullfield.train(photos, out=run, **TINY)
+    interrupt.undo()
+    with pytest.raises(RunError, match="--resume"):
+        fullfield.train(photos, out=run, **TINY)
+    interrupt.setenv(name, "1")
+    fullfield.train(photos, out=run, **TINY)
+    assert_same_run(run, finished)
+
+
 def test_what_is_no_run_can_not_be_resumed(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="does not exist"):
         fullfield.train(resume=tmp_path / "nothing")

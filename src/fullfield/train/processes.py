@@ -96,8 +96,8 @@ def _environment() -> ClusterEnvironment | None:
 
 
 def is_restart() -> bool:
-    """Whether torchrun started this process again after one was lost."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    """Whether torchrun started this process again after one was lost, or SLURM the whole job."""
+    return any(int(os.environ.get(name, "0")) > 0 for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
 
 
 def join(device: torch.device) -> Processes:

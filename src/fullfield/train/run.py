@@ -125,7 +125,7 @@ def _together(settings: TrainSettings, resumed: RunFolder | None, allowed: tuple
     device = pick_device(settings.device)
     processes = join(device)
     if resumed is None and is_restart() and settings.out and Path(settings.out, "config.yaml").is_file():
-        resumed = RunFolder.open(settings.out)  # torchrun repeats the whole command
+        resumed = RunFolder.open(settings.out)  # the whole command is repeated
     if not processes.first:
         return _help(processes, allowed)
     try:
