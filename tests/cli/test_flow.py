@@ -51,7 +51,7 @@ def test_train_says_what_it_fitted_and_where_everything_is(
     out, err = capsys.readouterr()
     assert out == ""
     assert "3 classes, 30 train, 6 val images" in err
-    assert "lr 0.00035: for a batch of 8" in err
+    assert "lr 0.00035: 1e-3 * sqrt(batch / 64) for a batch of 8" in err
     assert err.count("epoch   ") == 3
     assert "always guessing the most frequent class: 33.3%" in err
     for line in (f"Run      {run}", f"Report   {run}/report.html", f"fullfield predict '{run}' IMAGE"):
