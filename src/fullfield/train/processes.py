@@ -39,8 +39,6 @@ class Processes:
 
     rank: int = 0
     """Of this process, over all machines."""
-    local_rank: int = 0
-    """Of this process on its machine; also the number of its GPU."""
     size: int = 1
     """How many there are."""
     local_size: int = 1
@@ -116,7 +114,7 @@ def join(device: torch.device) -> Processes:
         dist.init_process_group(backend, rank=found.global_rank(), world_size=found.world_size(), timeout=PATIENCE)
     group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo", timeout=PATIENCE)
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or 1)
-    return Processes(found.global_rank(), found.local_rank(), found.world_size(), local_size, group)
+    return Processes(found.global_rank(), found.world_size(), local_size, group)
 
 
 def leave() -> None:

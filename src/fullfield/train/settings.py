@@ -136,7 +136,7 @@ class TrainSettings:
     sync_bn: bool = True
     """BatchNorm over the images of all processes, not of each alone."""
     checkpoint_every: str = "10m"
-    """Save the run's state this often within an epoch too: 90s, 10m, 2h, or 500 steps (500). It ends every epoch."""
+    """Save the run's state this often within an epoch too: 90s, 10m, 2h, or 500 (steps). Each epoch ends with one."""
     logger: tuple[str, ...] = ("auto",)
     """Where figures go beside metrics.csv: auto (TensorBoard where installed), none, wandb, mlflow, or a class."""
     seed: int = 0

@@ -162,7 +162,7 @@ def checkpoint_gradients(model: nn.Module) -> None:
         if not callable(switch):
             raise TypeError("it has no set_grad_checkpointing")
         switch(True)
-    except (AssertionError, NotImplementedError, TypeError) as error:
+    except (AssertionError, NotImplementedError, TypeError) as error:  # timm's nets without it assert
         raise ConfigError(
             f"{type(model).__name__} has no gradient checkpointing ({error}); leave out --grad-checkpointing, and use"
             " --accumulate 2 to need less memory"
