@@ -1,0 +1,1 @@
+"""Objects in images: reading COCO, Pascal VOC and YOLO annotations, and making batches of them."""
