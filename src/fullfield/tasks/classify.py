@@ -7,7 +7,7 @@ of them at random. The task knows no optimiser and no epoch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from fullfield.data import ImageBatch
+from fullfield.tasks.metrics import ClassificationMetrics
+from fullfield.tasks.task import Task
 
 __all__ = ["ClassificationTask"]
 
 
-class ClassificationTask(nn.Module):
+class ClassificationTask(Task):
     """A classifier with its training loss.
 
     Args:
@@ -31,6 +33,9 @@ class ClassificationTask(nn.Module):
         distill: From the loss, the logits (B, num_classes) and the images that they are of, to the loss with a
             teacher's part in it.
     """
+
+    kind: ClassVar[str] = "classify"
+    score_name: ClassVar[str] = "top1"
 
     def __init__(
         self,
@@ -72,3 +77,15 @@ class ClassificationTask(nn.Module):
         targets = targets.to(logits.dtype) if targets.is_floating_point() else targets
         loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
         return loss if self.distill is None else self.distill(loss, logits, images)
+
+    def idle(self, blank: Tensor) -> Tensor:
+        """Return a loss of 0 whose gradients, zeros, come by way of the net."""
+        return self(blank).sum() * 0.0  # type: ignore[no-any-return]
+
+    def metrics(self, *, synced: bool = False) -> ClassificationMetrics:
+        """Return an empty accumulator of top-1 and what goes with it."""
+        return ClassificationMetrics(self.num_classes, synced=synced)
+
+    def validate(self, batch: ImageBatch, metrics: ClassificationMetrics) -> None:
+        """Count a validation batch."""
+        metrics.update(self(batch.images), batch.labels)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from fullfield.errors import MissingExtraError
+from fullfield.tasks.task import Metrics
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,6 +34,11 @@ class ClassificationResult:
     """None with five classes or fewer, where it says nothing."""
     confusion: NDArray[np.int64]
     """(classes, classes): rows are true classes, columns predicted ones."""
+
+    @property
+    def score(self) -> float:
+        """Top-1, by which epochs are compared."""
+        return self.top1
 
     @property
     def recall(self) -> NDArray[np.float64]:
@@ -67,7 +73,7 @@ def _alone() -> bool:
     return False
 
 
-class ClassificationMetrics(nn.Module):
+class ClassificationMetrics(Metrics):
     """Accumulator of a `ClassificationResult`.
 
     Args:

@@ -20,7 +20,7 @@ from fullfield.models.registry import create_model
 from fullfield.models.weights import find_weights, load_checkpoint
 from fullfield.tasks.pretrained import published_classes, published_preprocess
 
-__all__ = ["OpenedModel", "checkpoint_metadata", "open_model", "pick_device"]
+__all__ = ["OpenedModel", "checkpoint_metadata", "is_registered_name", "open_model", "pick_device"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class OpenedModel:
     trained: bool
     """Whether the weights were trained by anyone; random weights are good for measuring only."""
     source: str
+    task: str = "classify"
 
 
 def checkpoint_metadata(classes: tuple[str, ...], preprocess: Preprocess, **more: Any) -> dict[str, Any]:
@@ -55,10 +56,9 @@ def open_model(source: str | Path, *, pretrained: bool = False, device: str = "a
         ConfigError: The device is not to be had here.
     """
     where = pick_device(device)
-    path = Path(source)
-    if not path.exists() and len(path.parts) == 1 and (path.suffix == "" or path.name in timm.list_pretrained()):
+    if is_registered_name(source):
         return _open_registered(str(source), pretrained, where)
-    checkpoint = load_checkpoint(find_weights(path))
+    checkpoint = load_checkpoint(find_weights(source))
     found = checkpoint.metadata
     if "classes" not in found or "preprocess" not in found:
         raise CheckpointError(
@@ -72,6 +72,12 @@ def open_model(source: str | Path, *, pretrained: bool = False, device: str = "a
         trained=True,
         source=str(source),
     )
+
+
+def is_registered_name(source: str | Path) -> bool:
+    """Whether a source is meant as the name of a model; whether there is such a model is not asked."""
+    path = Path(source)
+    return not path.exists() and len(path.parts) == 1 and (path.suffix == "" or path.name in timm.list_pretrained())
 
 
 def _open_registered(name: str, pretrained: bool, device: torch.device) -> OpenedModel:

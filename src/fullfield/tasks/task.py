@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
 __all__ = ["Metrics", "Result", "Task"]
@@ -57,6 +58,15 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def metrics(self, *, synced: bool = False) -> Metrics:
         """Return an empty accumulator; `synced` makes its figures those of all processes, which must all ask."""
+
+    def idle(self, blank: Tensor) -> Tensor:
+        """Return a loss of 0 with zero gradients, for a process whose batch has no image when others' have.
+
+        Args:
+            blank: Images (2, C, S, S) of zeros, for tasks whose weights are only there while the net runs.
+        """
+        del blank
+        return torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum() * 0.0
 
     @abstractmethod
     def validate(self, batch: Any, metrics: Any) -> None:
