@@ -80,12 +80,12 @@ def test_long_names_end_in_an_ellipsis_before_the_percentage():
     text = slice(320, 345)
     np.testing.assert_array_equal(pixels(long)[text, 425:], pixels(short)[text, 425:])
     assert (pixels(long)[text, 300:400] != 255).any()
-    font = draw._bundled_font(16)
-    shortened = draw._shorten("a rather long name", font, 80)
+    font = draw.bundled_font(16)
+    shortened = draw.shorten("a rather long name", font, 80)
     assert shortened.endswith("…")
     assert "a rather long name".startswith(shortened[:-1])
     assert font.getlength(shortened) <= 80
-    assert draw._shorten("cat", font, 80) == "cat"
+    assert draw.shorten("cat", font, 80) == "cat"
 
 
 @pytest.mark.parametrize(
@@ -101,13 +101,13 @@ def test_without_a_font_for_them_accents_are_dropped_and_other_letters_are_quest
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr(draw, "_other_fonts", lambda _size: ())
-    assert draw._typeset("Café\u00a0Größe", 16)[0] == "Cafe Gro?e"
-    assert draw._typeset("日本 cat", 16)[0] == "?? cat"
+    assert draw.typeset("Café\u00a0Größe", 16)[0] == "Cafe Gro?e"
+    assert draw.typeset("日本 cat", 16)[0] == "?? cat"
 
 
 def test_accented_letters_are_drawn_where_matplotlib_brings_a_font():
     pytest.importorskip("matplotlib")
-    text, font = draw._typeset("Größe", 16)
+    text, font = draw.typeset("Größe", 16)
     assert text == "Größe"
     assert not draw._missing(text, font)
 

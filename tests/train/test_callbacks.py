@@ -16,7 +16,8 @@ from fullfield.data import ImageBatch, Unreadable
 from fullfield.errors import TrainingError
 from fullfield.progress import console
 from fullfield.tasks.run_folder import RunFolder
-from fullfield.train.callbacks import COLUMNS, UnreadableImages, averaging, read_history
+from fullfield.train.callbacks import UnreadableImages, averaging, history_columns, read_history
+from fullfield.train.kinds import kind_of
 from tests.images import read_rows
 
 
@@ -128,7 +129,7 @@ def test_unreadable_images_survive_a_restart(tmp_path: Path) -> None:
 
 def test_history_of_a_finished_run_has_a_row_an_epoch(finished: Path) -> None:
     rows = read_rows(finished / "metrics.csv")
-    assert list(rows[0]) == list(COLUMNS)
+    assert list(rows[0]) == history_columns(kind_of("classify").columns)
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     history = read_history(RunFolder(finished))
     for row in history:

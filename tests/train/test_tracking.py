@@ -17,10 +17,13 @@ from fullfield.errors import ConfigError, MissingExtraError
 from fullfield.tasks import ClassificationTask
 from fullfield.tasks.run_folder import RunFolder
 from fullfield.train import tracking
-from fullfield.train.callbacks import COLUMNS
+from fullfield.train.callbacks import history_columns
+from fullfield.train.kinds import kind_of
 from fullfield.train.module import TrainModule
 from fullfield.train.settings import TrainSettings
 from fullfield.train.tracking import LogMetrics, make_loggers, tracking_file
+
+COLUMNS = history_columns(kind_of("classify").columns)
 
 
 class Remembers(Logger):

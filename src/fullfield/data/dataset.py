@@ -22,7 +22,7 @@ from fullfield.data.order import epoch_order, mix
 from fullfield.data.place import read_sample
 from fullfield.errors import ConfigError, ImageError
 
-__all__ = ["EpochSampler", "ImageBatch", "ImageClassification", "SampleKey", "Unreadable", "collate"]
+__all__ = ["EpochSampler", "ImageBatch", "ImageClassification", "SampleKey", "Unreadable", "collate", "seeded"]
 
 
 class SampleKey(NamedTuple):
@@ -103,7 +103,7 @@ class ImageClassification(Dataset[Item | Unreadable]):
         if not isinstance(key, SampleKey):
             return self.transform(image), sample.label, index
         place = (key.epoch, key.index, key.copy) if key.copy else (key.epoch, key.index)
-        with _seeded(mix(self.seed, "sample", *place)):
+        with seeded(mix(self.seed, "sample", *place)):
             return self.transform(image), sample.label, index
 
 
@@ -202,7 +202,7 @@ class EpochSampler(Sampler[SampleKey]):
 
 
 @contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Seed torch's global CPU generator, and restore it afterwards.
 
     `torch.manual_seed` would seed the accelerators as well, and their state would not come back.

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from fullfield.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+from fullfield.data.transforms import IMAGENET_MEAN, IMAGENET_STD, LUMA
 from fullfield.errors import ConfigError, nearest
 
 __all__ = ["DensePreprocess"]
@@ -52,7 +52,7 @@ class DensePreprocess:
         for name in ("mean", "std"):
             values = tuple(getattr(self, name))
             if self.channels == 1 and len(values) == 3:
-                values = (sum(values) / 3,)
+                values = (sum(weight * value for weight, value in zip(LUMA, values, strict=True)),)
             if len(values) != self.channels:
                 raise ConfigError(f"{name} has {len(values)} values for {self.channels} channels; give one a channel.")
             object.__setattr__(self, name, values)

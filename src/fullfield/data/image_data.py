@@ -15,7 +15,7 @@ from typing import Protocol
 
 from fullfield.errors import DataError
 
-__all__ = ["SPLITS", "ImageData", "Place", "Sample", "canonical_split", "quote_some"]
+__all__ = ["SPLITS", "ImageData", "Located", "Place", "Sample", "canonical_split", "quote_some"]
 
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {
@@ -54,6 +54,18 @@ class Place(Protocol):
         Raises:
             OSError: They cannot be read.
         """
+
+
+class Located(Protocol):
+    """A sample of any task: an image somewhere."""
+
+    @property
+    def path(self) -> Path:
+        """The file, or for an image inside an archive what to show."""
+
+    @property
+    def place(self) -> Place | None:
+        """Where in an archive the image lies; None for a file."""
 
 
 @dataclass(frozen=True, slots=True)

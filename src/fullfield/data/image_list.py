@@ -18,7 +18,7 @@ from fullfield.data.sample import SAMPLE_PREFIX, sample_path
 from fullfield.data.shards import read_shards
 from fullfield.errors import DataError, nearest
 
-__all__ = ["ImageData", "Sample", "read_image_data"]
+__all__ = ["ImageData", "Sample", "collector_paused", "nearest_sibling", "read_image_data"]
 
 EXPECTED = (
     "a folder of images, a .csv file with the columns path and label, a folder or file of .tar shards or .parquet, "
@@ -58,18 +58,18 @@ def read_image_data(source: str | Path, *, val_share: float = 0.15, seed: int = 
     except (OSError, ValueError) as error:  # a name too long, a folder that may not be entered
         raise DataError(f"{name}: cannot be opened ({error}). Check the path and its permissions.") from error
     if not exists:
-        raise DataError(f"{name!r} does not exist{_nearest_sibling(path) or '.'} Name {EXPECTED}.")
+        raise DataError(f"{name!r} does not exist{nearest_sibling(path) or '.'} Name {EXPECTED}.")
     kind = archive_kind(path) if is_folder else path.suffix.lower()
     if name.lower().endswith(COMPRESSED) and not is_folder:
         raise compressed_error(path)
     if kind not in _READERS or (kind == ".arrow" and not is_folder):
         raise DataError(f"{name}: is not a data set that can be read. Name {EXPECTED}.")
-    with _collector_paused():
+    with collector_paused():
         return _READERS[kind](path, val_share=val_share, seed=seed)
 
 
 @contextlib.contextmanager
-def _collector_paused() -> Iterator[None]:
+def collector_paused() -> Iterator[None]:
     """Pause Python's garbage collector: it would look through the growing list again and again, finding nothing.
 
     Listing 100,000 images of an indexed shard took 4.0 s with it and 1.1 s without.
@@ -83,7 +83,7 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _nearest_sibling(path: Path) -> str:
+def nearest_sibling(path: Path) -> str:
     """Suggest what stands beside the first part of `path` that does not exist."""
     for missing in (path, *path.parents):
         if missing.parent.is_dir():

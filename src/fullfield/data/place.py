@@ -17,7 +17,7 @@ from typing import IO
 from PIL import Image
 
 from fullfield.data.image import decode_image, read_image
-from fullfield.data.image_data import Sample
+from fullfield.data.image_data import Located
 from fullfield.errors import DataError, ImageError
 
 __all__ = ["Archive", "TarPlace", "open_sample", "read_sample"]
@@ -96,7 +96,7 @@ class TarPlace:
         return data
 
 
-def read_sample(sample: Sample, *, min_side: int | None = None) -> Image.Image:
+def read_sample(sample: Located, *, min_side: int | None = None) -> Image.Image:
     """Read the image of a sample as RGB, upright, 8 bits a channel; see `read_image`.
 
     Args:
@@ -111,7 +111,7 @@ def read_sample(sample: Sample, *, min_side: int | None = None) -> Image.Image:
     return decode_image(_read(sample), str(sample.path), min_side=min_side)
 
 
-def open_sample(sample: Sample) -> IO[bytes]:
+def open_sample(sample: Located) -> IO[bytes]:
     """Open the bytes of a sample's image file, as they are.
 
     Raises:
@@ -128,7 +128,7 @@ def open_sample(sample: Sample) -> IO[bytes]:
         raise ImageError(f"{sample.path}: cannot be opened ({reason}). Check the path and its permissions.") from error
 
 
-def _read(sample: Sample) -> bytes:
+def _read(sample: Located) -> bytes:
     assert sample.place is not None  # noqa: S101 - for the type checker
     try:
         return sample.place.read()

@@ -25,7 +25,18 @@ from fullfield.models.backbone import Backbone
 from fullfield.models.registry import NOT_STORED, ModelSpec, create_model, list_models, model_spec
 from fullfield.models.weight_file import read_safetensors
 
-__all__ = ["Checkpoint", "Header", "build", "find_weights", "load", "load_checkpoint", "read_header", "save"]
+__all__ = [
+    "Checkpoint",
+    "Header",
+    "build",
+    "fill",
+    "find_weights",
+    "load",
+    "load_checkpoint",
+    "read_header",
+    "save",
+    "write_weights",
+]
 
 HEADER = "fullfield"
 
@@ -48,6 +59,8 @@ class Header:
     form: str
     """"training", "merged" (parallel branches are one convolution) or "fused" (norms are folded too)."""
     metadata: dict[str, Any]
+    task: str = "classify"
+    """Of a whole model with another head ("detect", "segment"), the net in `spec` is its backbone."""
 
 
 def save(model: nn.Module, path: str | Path, metadata: Mapping[str, Any] | None = None) -> Path:
@@ -72,14 +85,29 @@ def save(model: nn.Module, path: str | Path, metadata: Mapping[str, Any] | None 
             f"{type(model).__name__} can't be saved with its configuration: make it with"
             " fullfield.create_model(name), and do not prune it"
         )
+    forms = {form: bool(getattr(model, form, False)) for form in ("merged", "fused")}
+    return write_weights(path, model.state_dict(), asdict(spec) | forms | {"metadata": dict(metadata or {})})
+
+
+def write_weights(path: Path, state: Mapping[str, Tensor], header: Mapping[str, Any]) -> Path:
+    """Write tensors with a header to one safetensors file, atomically.
+
+    Args:
+        path: The file; its folder must exist.
+        state: Name -> tensor, of any device.
+        header: What the file says of its model, see `read_header`.
+
+    Raises:
+        CheckpointError: The header is not JSON.
+        RunError: The disk is full or the folder can't be written; an older file of that name is intact.
+    """
     try:
-        forms = {form: bool(getattr(model, form, False)) for form in ("merged", "fused")}
-        header = json.dumps(asdict(spec) | forms | {"metadata": dict(metadata or {})})
+        text = json.dumps(dict(header))
     except TypeError as error:
         raise CheckpointError(f"{path}: model arguments and metadata must be plain JSON values ({error})") from error
-    tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    tensors = {name: tensor.detach().contiguous() for name, tensor in state.items()}
     with atomic_write(path) as partial:
-        save_file(_unshared(tensors), partial, metadata={"format": "pt", HEADER: header})
+        save_file(_unshared(tensors), partial, metadata={"format": "pt", HEADER: text})
     return path
 
 
@@ -131,13 +159,18 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             " fullfield.load_weights(name, path) or `fullfield convert`, or build the model with create_model and fill"
             " it with load_state_dict"
         )
+    if header.task != "classify":
+        raise CheckpointError(
+            f"{file} holds a model for --task {header.task} on {header.spec.name}, not a classifier; use what takes"
+            " such runs (eval, predict), or a classifier's run"
+        )
     model = build(file, header.spec)
     if isinstance(model, Backbone):
         if header.form == "fused":
             model.fuse()
         elif header.form == "merged":
             model.merge_branches()
-    _fill(file, model, tensors)
+    fill(file, model, tensors)
     return Checkpoint(model.eval(), header.spec, header.metadata, file)
 
 
@@ -159,7 +192,7 @@ def read_header(file: Path, entries: Mapping[str, str]) -> Header | None:
         spec = ModelSpec(str(header["name"]), dict(header["arguments"]))
         # files of before merging was recorded have no such entry
         form = "fused" if header.get("fused", False) else "merged" if header.get("merged", False) else "training"
-        return Header(spec, form, dict(header.get("metadata", {})))
+        return Header(spec, form, dict(header.get("metadata", {})), str(header.get("task", "classify")))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: its fullfield header is incomplete ({error!r}); save it again") from error
 
@@ -208,7 +241,12 @@ def build(file: Path, spec: ModelSpec) -> nn.Module:
         raise CheckpointError(f"{file}: {spec.name} can't be built with {spec.arguments}: {error}") from error
 
 
-def _fill(file: Path, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+def fill(file: Path, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Load the tensors of a file into a model that has the same names and shapes.
+
+    Raises:
+        CheckpointError: Names or shapes differ, or a weight is not finite.
+    """
     own = model.state_dict()
     misfits = {
         "missing": own.keys() - tensors.keys(),

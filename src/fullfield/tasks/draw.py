@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fullfield.errors import ConfigError, ImageError
 
-__all__ = ["draw_prediction", "percent"]
+__all__ = ["bundled_font", "draw_prediction", "percent", "shorten", "typeset"]
 
 _LABELS = 5
 _MIN_WIDTH = 96
@@ -73,10 +73,10 @@ def draw_prediction(image: Image.Image, labels: Sequence[tuple[str, float]], *, 
     for i, (name, probability) in enumerate(labels[:_LABELS]):
         top = picture.height + round(0.7 * size) + i * row
         figure = percent(probability).replace("\u2013", "-")
-        plain = _bundled_font(size)
+        plain = bundled_font(size)
         draw.text((right, top + size), figure, font=plain, fill=_INK if i == 0 else _MUTED, anchor="rs")
-        text, font = _typeset(name, size)
-        text = _shorten(text, font, right - left - plain.getlength(figure) - size)
+        text, font = typeset(name, size)
+        text = shorten(text, font, right - left - plain.getlength(figure) - size)
         draw.text((left, top + size), text, font=font, fill=_INK, anchor="ls")
         bar_top, thickness = top + round(1.4 * size), max(2, round(0.3 * size))
         share = min(max(probability, 0.0), 1.0) if math.isfinite(probability) else 0.0
@@ -125,7 +125,7 @@ def _fit(image: Image.Image, width: int) -> Image.Image:
     return frame
 
 
-def _shorten(text: str, font: ImageFont.FreeTypeFont, room: float) -> str:
+def shorten(text: str, font: ImageFont.FreeTypeFont, room: float) -> str:
     """Cut a text that is wider than `room` pixels and end it with an ellipsis."""
     if font.getlength(text) <= room:
         return text
@@ -139,12 +139,12 @@ def _shorten(text: str, font: ImageFont.FreeTypeFont, room: float) -> str:
     return text[:low].rstrip() + "…"
 
 
-def _typeset(name: str, size: int) -> tuple[str, ImageFont.FreeTypeFont]:
+def typeset(name: str, size: int) -> tuple[str, ImageFont.FreeTypeFont]:
     """Return a name as one line of printable text, and a font that has all its glyphs."""
     # Lone surrogates stand for bytes of file names that are not UTF-8.
     name = name.encode("utf-8", errors="replace").decode("utf-8")
     name = " ".join("".join(c if c.isprintable() else " " for c in name).split())
-    bundled = _bundled_font(size)
+    bundled = bundled_font(size)
     if not _missing(name, bundled):
         return name, bundled
     for font in _other_fonts(size):
@@ -163,7 +163,8 @@ def _missing(text: str, font: ImageFont.FreeTypeFont) -> set[str]:
 
 
 @functools.lru_cache(maxsize=8)
-def _bundled_font(size: int) -> ImageFont.FreeTypeFont:
+def bundled_font(size: int) -> ImageFont.FreeTypeFont:
+    """Return Pillow's own font at a size, pixels; it knows little more than ASCII."""
     # Pillow gives its bitmap font only when asked for no size.
     return cast("ImageFont.FreeTypeFont", ImageFont.load_default(size))
 

@@ -32,6 +32,7 @@ class FeatureBackbone(nn.Module):
     Args:
         name: Of `fullfield models`, timm's included.
         strides: Of the maps, ascending; the net must have a map at each.
+        optional_strides: Further strides whose maps are taken where the net has them.
         **arguments: Of `create_model`, such as `in_chans`, `drop_path_rate` or `pretrained`.
 
     Attributes:
@@ -44,7 +45,9 @@ class FeatureBackbone(nn.Module):
         ModelNotFoundError: There is no such net.
     """
 
-    def __init__(self, name: str, *, strides: Sequence[int] = STRIDES, **arguments: Any) -> None:
+    def __init__(
+        self, name: str, *, strides: Sequence[int] = STRIDES, optional_strides: Sequence[int] = (), **arguments: Any
+    ) -> None:
         super().__init__()
         self.name = name
         self.arguments = {key: value for key, value in arguments.items() if key != "pretrained"}
@@ -59,15 +62,23 @@ class FeatureBackbone(nn.Module):
                 f"{name} has feature maps at strides {have}, and {', '.join(map(str, missing)) or 'named maps'} is"
                 " needed; choose a net with four stages (`fullfield models`), such as racnn_tiny or convnext_tiny"
             )
-        self.indices = [found[stride] for stride in strides]
+        taken = sorted({*strides, *(stride for stride in optional_strides if stride in found)})
+        self.indices = [found[stride] for stride in taken]
         infos = _feature_info(name, self.model)
         self.channels = tuple(int(infos[index]["num_chs"]) for index in self.indices)
-        self.strides = tuple(strides)
+        self.strides = tuple(taken)
+        _freeze_unused(self.model)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return the maps, (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])) each."""
         model: Any = self.model
-        maps = model.forward_intermediates(x, indices=self.indices, intermediates_only=True, output_fmt="NCHW")
+        try:
+            maps = model.forward_intermediates(x, indices=self.indices, intermediates_only=True, output_fmt="NCHW")
+        except AssertionError as error:  # of nets whose windows must divide the map, such as MaxViT's
+            raise ConfigError(
+                f"{self.name} can't take images of {x.shape[2]} x {x.shape[3]} pixels ({error}); choose a net that"
+                " takes any size, such as racnn_tiny or convnext_tiny"
+            ) from error
         return list(maps)
 
     def extra_repr(self) -> str:
@@ -89,6 +100,14 @@ def _create(name: str, arguments: dict[str, Any]) -> nn.Module:
         except (AssertionError, RuntimeError, OSError) as error:
             raise ConfigError(f"{name} can't be built with {arguments}: {str(error).splitlines()[0]}") from error
     raise AssertionError("unreachable")
+
+
+def _freeze_unused(model: nn.Module) -> None:
+    """Let no gradient be expected for the norm of a classifier's head, which no map goes through."""
+    for name in ("head", "norm_pre_head"):
+        head = getattr(model, name, None)
+        if isinstance(head, nn.Module):
+            head.requires_grad_(False)
 
 
 def _feature_info(name: str, model: nn.Module) -> list[dict[str, Any]]:

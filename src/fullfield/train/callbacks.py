@@ -18,23 +18,26 @@ import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, WeightAveraging
 from torch import Tensor
 
-from fullfield.data import ImageBatch, Unreadable
+from fullfield.data import Unreadable
 from fullfield.errors import TrainingError
 from fullfield.files import atomic_write
-from fullfield.models.weights import save
 from fullfield.progress import Advance, console, image_progress
-from fullfield.tasks.metrics import ClassificationResult
 from fullfield.tasks.run_folder import RunFolder
+from fullfield.tasks.task import Result
 from fullfield.train.data_bound import DataBound
+from fullfield.train.kinds.kind import Kind
 from fullfield.train.module import TrainModule
 from fullfield.train.processes import ALONE, Processes
 
-__all__ = ["COLUMNS", "Patience", "RunKeeper", "ScreenProgress", "UnreadableImages", "averaging", "read_history"]
-
-COLUMNS = (
-    *("epoch", "lr", "train_loss", "val_loss", "val_top1", "val_top5", "val_recall", "images_per_s", "seconds"),
-    "data_wait",
-)
+__all__ = [
+    "Patience",
+    "RunKeeper",
+    "ScreenProgress",
+    "UnreadableImages",
+    "averaging",
+    "history_columns",
+    "read_history",
+]
 
 
 def warmed_decay(decay: float, updates: int) -> float:
@@ -70,6 +73,7 @@ class RunKeeper(Callback):
 
     Args:
         run: Where.
+        kind: Of task.
         metadata: What goes beside the weights (classes, preprocessing).
         processes: That train together; the first one writes.
         waits: Tells what share of the time went into waiting for images.
@@ -78,23 +82,25 @@ class RunKeeper(Callback):
     def __init__(
         self,
         run: RunFolder,
+        kind: Kind,
         metadata: dict[str, Any],
         processes: Processes = ALONE,
         waits: DataBound | None = None,
     ) -> None:
         self.run = run
+        self.kind = kind
         self.metadata = metadata
         self.processes = processes
         self.waits = waits
-        self.best_top1 = -1.0
+        self.best_score = -1.0
         self.best_epoch = 0
         self._loss_sum, self._images, self._seconds, self._start = 0.0, 0, 0.0, 0.0
-        self._result: ClassificationResult | None = None
+        self._result: Result | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """What must survive a restart."""
         return {
-            "best_top1": self.best_top1,
+            "best_score": self.best_score,
             "best_epoch": self.best_epoch,
             "loss_sum": self._loss_sum,
             "images": self._images,
@@ -103,7 +109,7 @@ class RunKeeper(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it back."""
-        self.best_top1, self.best_epoch = state_dict["best_top1"], state_dict["best_epoch"]
+        self.best_score, self.best_epoch = state_dict["best_score"], state_dict["best_epoch"]
         self._loss_sum, self._images = state_dict["loss_sum"], state_dict["images"]
         self._seconds = state_dict["seconds"]
 
@@ -116,7 +122,7 @@ class RunKeeper(Callback):
         self._loss_sum, self._images, self._seconds, self._start = 0.0, 0, 0.0, time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: ImageBatch, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add the batch to the epoch's sums."""
         if isinstance(pl_module, TrainModule):
@@ -131,19 +137,20 @@ class RunKeeper(Callback):
         result = self._result = pl_module.validation_result()
         if not result.images:
             raise TrainingError("not one validation image can be read; see unreadable.csv in the run folder")
-        if not math.isfinite(result.loss):
+        loss = result.scalars().get("loss", 0.0)
+        if not math.isfinite(loss):
             raise TrainingError(
-                f"the validation loss is {result.loss} after epoch {trainer.current_epoch + 1}; the last good weights"
+                f"the validation loss is {loss} after epoch {trainer.current_epoch + 1}; the last good weights"
                 " are kept. Try a lower --lr, --clip-grad 1, or --precision 32"
             )
-        if result.top1 > self.best_top1:
-            self.best_top1, self.best_epoch = result.top1, trainer.current_epoch + 1
-            figures = {"epoch": self.best_epoch, "val_top1": result.top1, "val_images": result.images}
+        if result.score > self.best_score:
+            self.best_score, self.best_epoch = result.score, trainer.current_epoch + 1
+            figures = {"epoch": self.best_epoch, f"val_{self.kind.score}": result.score, "val_images": result.images}
             model = pl_module.whole_model()
             if self.processes.first and model is not None:
                 if any(p.dtype == torch.float64 for p in model.parameters()):  # for checks; it is used in float32
                     model = copy.deepcopy(model).float()
-                save(model, self.run.best, {**self.metadata, **figures})
+                self.kind.save(model, self.run.best, {**self.metadata, **figures})
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add a row to metrics.csv; a restart drops rows that have no state."""
@@ -157,12 +164,11 @@ class RunKeeper(Callback):
             "seconds": seconds,
         }
         if result is not None:
-            row |= {"val_loss": result.loss, "val_top1": result.top1, "val_recall": result.mean_recall}
-            row["val_top5"] = result.top5
+            row |= self.kind.row(result)
         if self.waits is not None:
             row |= self.waits.row()
         if self.processes.first:
-            _append_row(self.run, row)
+            _append_row(self.run, row, self.kind.columns)
 
 
 class UnreadableImages(Callback):
@@ -198,7 +204,7 @@ class UnreadableImages(Callback):
         self.train, self.val = dict(state_dict["train"]), dict(state_dict["val"])
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: ImageBatch, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Note the batch's unreadable images.
 
@@ -223,7 +229,7 @@ class UnreadableImages(Callback):
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
         outputs: Any,
-        batch: ImageBatch,
+        batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -251,16 +257,17 @@ class UnreadableImages(Callback):
 
 
 class Patience(EarlyStopping):
-    """Stop after `patience` epochs without a better top-1; a run that was stopped so stays stopped when resumed.
+    """Stop after `patience` epochs without a better score; a run that was stopped so stays stopped when resumed.
 
     The check comes with validation, before `RunKeeper` saves the epoch's state, so that the count is in it.
 
     Args:
         patience: Epochs.
+        score: Its name, such as top1.
     """
 
-    def __init__(self, patience: int) -> None:
-        super().__init__("val_top1", mode="max", patience=patience, check_on_train_epoch_end=False)
+    def __init__(self, patience: int, score: str = "top1") -> None:
+        super().__init__(f"val_{score}", mode="max", patience=patience, check_on_train_epoch_end=False)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Go no further if patience ended before a restart."""
@@ -292,7 +299,7 @@ class ScreenProgress(Callback):
         self._advance = self._open.__enter__()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: ImageBatch, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move the bar."""
         if self._advance is not None:
@@ -309,7 +316,8 @@ class ScreenProgress(Callback):
         best = "  [green]best so far[/]" if keeper.best_epoch == row["epoch"] else ""
         console.print(
             f"epoch {int(row['epoch']):>3}/{self.epochs}   train loss {row['train_loss']:.3f}"
-            f"   val top-1 {row.get('val_top1', math.nan):6.1%}   {row['images_per_s']:.0f} images/s{best}"
+            f"   val {keeper.kind.label} {row.get(f'val_{keeper.kind.score}', math.nan):6.1%}"
+            f"   {_speed(row['images_per_s'])} images/s{best}"
         )
         verdict = keeper.waits.verdict() if self._first and keeper.waits is not None else ""
         if verdict:
@@ -330,6 +338,11 @@ class ScreenProgress(Callback):
             self._open = self._advance = None
 
 
+def history_columns(figures: Sequence[str]) -> list[str]:
+    """Return the columns of metrics.csv; `figures` are those of a validation pass."""
+    return ["epoch", "lr", "train_loss", *figures, "images_per_s", "seconds", "data_wait"]
+
+
 def read_history(run: RunFolder) -> list[dict[str, float]]:
     """Return the rows of metrics.csv; columns without a value are left out."""
     if not run.metrics.exists():
@@ -338,14 +351,18 @@ def read_history(run: RunFolder) -> list[dict[str, float]]:
         return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
-def _append_row(run: RunFolder, row: dict[str, Any]) -> None:
+def _speed(images_per_s: float) -> str:
+    return f"{images_per_s:.0f}" if images_per_s >= 10 else f"{images_per_s:.1f}"
+
+
+def _append_row(run: RunFolder, row: dict[str, Any], figures: Sequence[str]) -> None:
     """Add a row, dropping any of that epoch or later which a restart made void."""
     rows: list[dict[str, Any]] = [r for r in read_history(run) if r["epoch"] < row["epoch"]]
     with (
         atomic_write(run.metrics) as partial,
         partial.open("w", newline="", encoding="utf-8") as file,
     ):
-        writer = csv.DictWriter(file, COLUMNS, restval="")
+        writer = csv.DictWriter(file, history_columns(figures), restval="")
         writer.writeheader()
         for entry in [*rows, row]:
             values = {name: value for name, value in entry.items() if value is not None}

@@ -13,7 +13,7 @@ import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -22,38 +22,25 @@ from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.plugins.precision import DoublePrecision
 from pytorch_lightning.strategies import DDPStrategy
 from rich.markup import escape
-from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from fullfield.data import (
-    Augment,
-    EpochSampler,
-    ImageClassification,
-    ImageData,
-    Preprocess,
-    collate,
-    eval_transform,
-    read_image_data,
-    train_transform,
-)
+from fullfield.data import EpochSampler
 from fullfield.errors import ConfigError, TrainingError
-from fullfield.models.registry import model_spec
 from fullfield.progress import console
-from fullfield.tasks.classify import ClassificationTask
 from fullfield.tasks.run_folder import RunFolder
-from fullfield.tasks.source import checkpoint_metadata, pick_device
+from fullfield.tasks.source import pick_device
 from fullfield.train.callbacks import Patience, RunKeeper, ScreenProgress, UnreadableImages, averaging
 from fullfield.train.checkpoint import AtomicCheckpointIO, Position, State, newest_state
 from fullfield.train.data_bound import DataBound
-from fullfield.train.distill import Distillation, open_teacher
 from fullfield.train.freeze import freeze
+from fullfield.train.kinds import Data, Datasets, Kind, Start, kind_of
 from fullfield.train.module import TrainModule
 from fullfield.train.processes import Processes, ignore_stop_signals
 from fullfield.train.resume import check_unchanged, fingerprint
 from fullfield.train.settings import TrainSettings, parse_interval, parse_share
 from fullfield.train.sharding import ShardedAveraging, ShardedModule, ShardedStrategy
 from fullfield.train.sparsity import PruneAndGrow, sparse_averaging, sparsity_of
-from fullfield.train.start import checkpoint_gradients, resumed_model, start_of
+from fullfield.train.start import checkpoint_gradients
 from fullfield.train.stopping import StateKeeper, StoppedError
 from fullfield.train.sync_batch_norm import convert_batch_norm
 from fullfield.train.tracking import LogMetrics, make_loggers
@@ -65,7 +52,7 @@ def fit(
     run: RunFolder,
     processes: Processes,
     *,
-    start: tuple[nn.Module, Preprocess] | None = None,
+    start: Start | None = None,
     allowed: tuple[str, ...] = (),
 ) -> None:
     """Train a run to its end, from its newest state if it has one.
@@ -73,7 +60,7 @@ def fit(
     Args:
         run: Holds the settings.
         processes: That train together; all must call this.
-        start: What `start_of` returned, if it was called already.
+        start: What `Kind.start` returned, if it was called already.
         allowed: Settings that may have changed since the state, see `check_unchanged`.
 
     Raises:
@@ -84,24 +71,26 @@ def fit(
         SystemExit: SIGTERM; the state is saved. Its code is 143.
     """
     settings = TrainSettings.from_dict(run.read_config(), where=str(run.config))
-    data = read_image_data(settings.data, val_share=settings.val_share, seed=settings.seed)
+    kind = kind_of(settings.task)
+    data = kind.read(settings)
     device = pick_device(settings.device)
     share = share_of_batch(settings, processes.size)
     state = processes.share(_newest(run) if processes.first else None)
     changed: list[str] = []
     if state is None:
-        model, preprocess = start or start_of(settings, data)
+        start = start or kind.start(settings, data)
     else:
-        changed = check_unchanged(state.position, settings, data, allowed)
-        model = resumed_model(settings, state.position)
-        preprocess = Preprocess.from_dict(state.position.metadata["preprocess"])
-    position = _start_position(settings, data, model, preprocess, state)
+        before = state.position
+        changed = check_unchanged(before, settings, fingerprint(data, kind), data.source, allowed)
+        start = kind.resumed(settings, before.model, before.model_arguments, before.metadata)
+    position = _start_position(settings, kind, data, start, state)
+    model = start.model
     if processes.size > 1 and settings.sync_bn:
         model = convert_batch_norm(model, device)
     if settings.grad_checkpointing:
-        checkpoint_gradients(model)
+        checkpoint_gradients(kind.freezable(model))
     if settings.freeze:
-        frozen = freeze(model, settings.freeze)  # after all that replaces modules
+        frozen = freeze(kind.freezable(model), settings.freeze)  # after all that replaces modules
         if processes.first:
             console.print(f"Frozen: {frozen.frozen:,} parameters; {frozen.trained:,} are trained", style="dim")
     if settings.precision == "64":
@@ -109,15 +98,18 @@ def fit(
     if settings.channels_last and not _is_sharded(settings, processes):
         model = model.to(memory_format=torch.channels_last)
 
-    train_loader, val_loader = _loaders(settings, data, preprocess, processes, share)
+    start = replace(start, model=model)
+    train_loader, val_loader = _loaders(
+        settings, data, kind.datasets(settings, data, start.preprocess), processes, share
+    )
     # also the epoch: Lightning starts the readers before it tells the sampler
     train_loader.sampler.start_at(position.epoch, position.batches * share)  # type: ignore[attr-defined]
-    module = _module(settings, data, model, preprocess, len(train_loader), processes)
+    module = _module(settings, kind, data, start, len(train_loader), processes)
     module.retuned = bool(changed)
-    callbacks = _callbacks(settings, data, module, run, position, processes, len(train_loader) * share)
+    callbacks = _callbacks(settings, kind, data, module, run, position, processes, len(train_loader) * share)
     with _quiet_lightning():
         trainer = pl.Trainer(
-            **_where(settings, device, processes),
+            **_where(settings, kind, device, processes),
             **_precision(settings, device),
             max_epochs=settings.epochs or 1,
             accumulate_grad_batches=settings.accumulate,
@@ -163,40 +155,27 @@ def share_of_batch(settings: TrainSettings, processes: int) -> int:
     return batch // parts
 
 
-def _start_position(
-    settings: TrainSettings, data: ImageData, model: nn.Module, preprocess: Preprocess, state: State | None
-) -> Position:
+def _start_position(settings: TrainSettings, kind: Kind, data: Data, start: Start, state: State | None) -> Position:
     """Return where training starts, with what is written into each state."""
     before = state.position if state else None
-    spec = model_spec(model)
+    name, arguments = kind.identity(settings, start.model)
     return Position(
         epoch=before.epoch if before else 0,
         batches=before.batches if before else 0,
         steps=before.steps if before else 0,
-        model=spec.name if spec else settings.model or "",
-        model_arguments=spec.arguments if spec else {},
-        metadata=checkpoint_metadata(data.classes, preprocess),
+        model=name,
+        model_arguments=arguments,
+        metadata=kind.metadata(data, start),
         settings=asdict(settings),
-        data=fingerprint(data),
+        data=fingerprint(data, kind),
     )
 
 
 def _loaders(
-    settings: TrainSettings, data: ImageData, preprocess: Preprocess, processes: Processes, share: int
+    settings: TrainSettings, data: Data, datasets: Datasets, processes: Processes, share: int
 ) -> tuple[DataLoader[Any], DataLoader[Any]]:
     """Return the loaders of training and validation images for this process."""
-    augment = Augment(
-        scale_min=settings.scale_min,
-        hflip=settings.hflip,
-        vflip=settings.vflip,
-        rand_augment=settings.rand_augment,
-        erasing=settings.erasing,
-    )
     samples = data.splits["train"], data.splits["val"]
-    train_set = ImageClassification(
-        samples[0], train_transform(preprocess, augment), seed=settings.seed, min_side=preprocess.image_size
-    )
-    val_set = ImageClassification(samples[1], eval_transform(preprocess), seed=settings.seed)
     place: dict[str, Any] = {"seed": settings.seed, "rank": processes.rank, "world_size": processes.size}
     order = EpochSampler(
         len(samples[0]),
@@ -207,12 +186,20 @@ def _loaders(
         **place,
     )
     return (
-        _loader(settings, train_set, order, share),
-        _loader(settings, val_set, EpochSampler(len(samples[1]), shuffle=False, **place), share),
+        _loader(settings, datasets.train, datasets.collate, order, share),
+        _loader(
+            settings,
+            datasets.val,
+            datasets.collate,
+            EpochSampler(len(samples[1]), shuffle=False, **place),
+            datasets.val_batch or share,
+        ),
     )
 
 
-def _loader(settings: TrainSettings, dataset: ImageClassification, order: EpochSampler, share: int) -> DataLoader[Any]:
+def _loader(
+    settings: TrainSettings, dataset: Dataset[Any], collate: Any, order: EpochSampler, share: int
+) -> DataLoader[Any]:
     return DataLoader(
         dataset,
         batch_size=share,
@@ -225,37 +212,18 @@ def _loader(settings: TrainSettings, dataset: ImageClassification, order: EpochS
 
 
 def _module(
-    settings: TrainSettings,
-    data: ImageData,
-    model: nn.Module,
-    preprocess: Preprocess,
-    batches: int,
-    processes: Processes,
+    settings: TrainSettings, kind: Kind, data: Data, start: Start, batches: int, processes: Processes
 ) -> TrainModule:
-    distill = None
-    if settings.teacher:
-        distill = Distillation(
-            open_teacher(settings.teacher, classes=data.classes, preprocess=preprocess),
-            temperature=settings.distill_temperature,
-            weight=settings.distill_weight,
-            hard=settings.distill_hard,
-        )
-    task = ClassificationTask(
-        model,
-        len(data.classes),
-        label_smoothing=settings.label_smoothing,
-        mixup=settings.mixup,
-        cutmix=settings.cutmix,
-        distill=distill,
-    )
+    task = kind.task(settings, data, start)
     total_steps = (settings.epochs or 1) * -(-batches // settings.accumulate)
-    kind = ShardedModule if _is_sharded(settings, processes) else TrainModule
-    return kind(task, settings, total_steps, [str(s.path) for s in data.splits["train"]], processes)
+    module = ShardedModule if _is_sharded(settings, processes) else TrainModule
+    return module(task, settings, total_steps, [str(s.path) for s in data.splits["train"]], processes)
 
 
 def _callbacks(
     settings: TrainSettings,
-    data: ImageData,
+    kind: Kind,
+    data: Data,
     module: TrainModule,
     run: RunFolder,
     position: Position,
@@ -268,7 +236,7 @@ def _callbacks(
     waits = DataBound(settings.workers or 0)
     callbacks: list[pl.Callback] = [
         UnreadableImages(run, limit, count, processes),
-        RunKeeper(run, position.metadata, processes, waits),
+        RunKeeper(run, kind, position.metadata, processes, waits),
         LogMetrics(run, settings=asdict(settings)),
     ]
     if settings.sparsity:
@@ -278,13 +246,13 @@ def _callbacks(
         if settings.sparsity:
             callbacks.append(sparse_averaging(settings.ema))
         else:
-            kind = ShardedAveraging if _is_sharded(settings, processes) else WeightAveraging
-            callbacks.append(averaging(settings.ema, kind))
+            average = ShardedAveraging if _is_sharded(settings, processes) else WeightAveraging
+            callbacks.append(averaging(settings.ema, average))
     epoch_images = min(images * processes.size, count)
     done = position.steps * (settings.batch_size or 32) if position.batches else position.epoch * epoch_images
     callbacks.append(ScreenProgress(epoch_images, settings.epochs or 1, done, processes))
     if settings.patience:
-        callbacks.append(Patience(settings.patience))
+        callbacks.append(Patience(settings.patience, kind.score))
     callbacks.append(StateKeeper(run, position, parse_interval(settings.checkpoint_every), processes))
     callbacks.append(waits)  # after all that works between steps, which is not waiting
     return callbacks
@@ -294,7 +262,7 @@ def _is_sharded(settings: TrainSettings, processes: Processes) -> bool:
     return settings.strategy == "fsdp" and processes.size > 1
 
 
-def _where(settings: TrainSettings, device: torch.device, processes: Processes) -> dict[str, Any]:
+def _where(settings: TrainSettings, kind: Kind, device: torch.device, processes: Processes) -> dict[str, Any]:
     """Return the arguments of the Trainer for one process, or several with DDP or FSDP."""
     gpu = device.type == "cuda"
     accelerator = "gpu" if gpu else device.type
@@ -308,17 +276,19 @@ def _where(settings: TrainSettings, device: torch.device, processes: Processes) 
     if _is_sharded(settings, processes):
         # weights that were put together in inference mode can't be trained
         return together | {"strategy": ShardedStrategy(processes.size), "inference_mode": False}
-    return together | {"strategy": DDPStrategy(gradient_as_bucket_view=True)}
+    # a batch without objects leaves the parts of a detector that refine them without a gradient
+    unused = kind.name == "detect"
+    return together | {"strategy": DDPStrategy(gradient_as_bucket_view=True, find_unused_parameters=unused)}
 
 
 def _precision(settings: TrainSettings, device: torch.device) -> dict[str, Any]:
     """Return the arguments of the Trainer for its arithmetic, and for its states, which are plugins too."""
-    kind = settings.precision
-    if kind == "64":  # a plugin, because Lightning refuses its name beside sharded weights
+    precision = settings.precision
+    if precision == "64":  # a plugin, because Lightning refuses its name beside sharded weights
         return {"plugins": [AtomicCheckpointIO(), DoublePrecision()]}
-    if kind == "auto":
-        kind = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "32"
-    name = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[kind]
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "32"
+    name = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}[precision]
     return {"plugins": [AtomicCheckpointIO()], "precision": name}
 
 

@@ -11,14 +11,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
-from fullfield.data import ImageBatch
 from fullfield.errors import TrainingError
-from fullfield.tasks.classify import ClassificationTask
-from fullfield.tasks.metrics import ClassificationMetrics, ClassificationResult
+from fullfield.tasks.task import Result, Task
 from fullfield.train.image_sizes import resize_batch, side_at
+from fullfield.train.parameter_groups import parameter_groups
 from fullfield.train.processes import ALONE, Processes
 from fullfield.train.settings import TrainSettings
 
@@ -62,7 +60,7 @@ class TrainModule(pl.LightningModule):
 
     def __init__(
         self,
-        task: ClassificationTask,
+        task: Task,
         settings: TrainSettings,
         total_steps: int,
         paths: list[str],
@@ -78,7 +76,7 @@ class TrainModule(pl.LightningModule):
         self.retuned = False
         """Whether the optimiser of the state that a run goes on from takes the rates of the settings."""
         self._paths = paths
-        self._metrics = ClassificationMetrics(task.num_classes, synced=True)
+        self._metrics = task.metrics(synced=True)
 
     def on_train_start(self) -> None:
         """Put changed rates into the optimiser and schedule that came with the state."""
@@ -93,11 +91,11 @@ class TrainModule(pl.LightningModule):
             group |= {"initial_lr": new["initial_lr"], "weight_decay": new["weight_decay"]}
             group["lr"] = new["initial_lr"] * factor
 
-    def on_train_batch_start(self, batch: ImageBatch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Set the step's randomness."""
         torch.manual_seed(step_seed(self.settings.seed, self.current_epoch * 10_000_019 + batch_idx, self.global_rank))
 
-    def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor | None:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
         """Return the batch's loss; None skips the step, where none of its images could be read in any process.
 
         With several processes the loss is weighed by the share of readable images, so that the mean over processes,
@@ -114,8 +112,7 @@ class TrainModule(pl.LightningModule):
         if not images:
             return None
         if not count:  # the other processes wait for this one's gradients: give them zeros
-            nothing: Tensor = self.task(self.blank_images()).sum() * 0.0
-            return nothing
+            return self.task.idle(self.blank_images())
         try:
             loss = self.task.loss(batch)
         except ValueError as error:
@@ -154,31 +151,23 @@ class TrainModule(pl.LightningModule):
         """Start the figures over."""
         self._metrics.reset()
 
-    def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Count one validation batch."""
         if len(batch.images):
-            self._metrics.update(self.task(batch.images), batch.labels)
+            self.task.validate(batch, self._metrics)
 
-    def validation_result(self) -> ClassificationResult:
+    def validation_result(self) -> Result:
         """Return the figures of the validation pass that has just ended."""
         return self._metrics.compute()
 
     def on_validation_epoch_end(self) -> None:
-        """Give top-1 to early stopping."""
-        self.log("val_top1", self.validation_result().top1, logger=False)
+        """Give the score to early stopping."""
+        self.log(f"val_{self.task.score_name}", self.validation_result().score, logger=False)
 
     def configure_optimizers(self) -> Any:
         """AdamW on timm's parameter groups, warm-up and cosine by the step."""
-        s, model = self.settings, self.task.model
-        skip = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()  # type: ignore[operator]
-        if s.layer_decay is None:
-            groups = param_groups_weight_decay(model, s.weight_decay, no_weight_decay_list=skip)
-        else:
-            groups = param_groups_layer_decay(
-                model, s.weight_decay, no_weight_decay_list=skip, layer_decay=s.layer_decay
-            )
-            for group in groups:
-                group["lr"] = (s.lr or 1e-3) * group.pop("lr_scale", 1.0)
+        s = self.settings
+        groups = parameter_groups(self.task.model, s.weight_decay, s.layer_decay, s.lr or 1e-3)
         optimizer = torch.optim.AdamW(groups, lr=s.lr or 1e-3, weight_decay=s.weight_decay)
         warmup = round(s.warmup_epochs * self.total_steps / (s.epochs or 1))
 

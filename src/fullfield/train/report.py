@@ -161,6 +161,7 @@ def _render(report: RunReport) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.loader = jinja2.PackageLoader("fullfield.train", ".")
     environment.filters |= {"percent": _percent, "count": _count}
     source = resources.files("fullfield.train").joinpath("report.html.jinja").read_text(encoding="utf-8")
     history = [{"epoch": number, **row} for number, row in enumerate(report.history, 1)]

@@ -11,9 +11,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from fullfield.data import ImageData
 from fullfield.errors import ConfigError, nearest
 from fullfield.train.checkpoint import Position
+from fullfield.train.kinds.kind import Data, Kind
 from fullfield.train.settings import TrainSettings
 
 __all__ = ["FREE", "check_unchanged", "fingerprint", "with_changes"]
@@ -29,7 +29,7 @@ FREE = frozenset(
 DATA = "images"
 
 
-def fingerprint(data: ImageData) -> str:
+def fingerprint(data: Data, kind: Kind) -> str:
     """Return 32 hexadecimal digits that depend on the classes, and on the names and labels of all images trained on.
 
     Validation images count too. The folder that the images are in does not matter, so that data may be moved.
@@ -39,7 +39,7 @@ def fingerprint(data: ImageData) -> str:
     for split in ("train", "val"):
         digest.update(f"\1{split}".encode())
         for sample in data.splits[split]:
-            digest.update(f"\0{sample.path.name}\0{sample.label}".encode("utf-8", "surrogateescape"))
+            digest.update(f"\0{kind.fingerprint(sample)}".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
@@ -57,14 +57,15 @@ def with_changes(settings: TrainSettings, changes: Mapping[str, Any]) -> TrainSe
 
 
 def check_unchanged(
-    position: Position, settings: TrainSettings, data: ImageData, allowed: Collection[str] = ()
+    position: Position, settings: TrainSettings, digest: str, source: str, allowed: Collection[str] = ()
 ) -> list[str]:
     """Compare a state with the run that is to go on from it.
 
     Args:
         position: Of the state.
         settings: That the run would go on with.
-        data: That it would go on with.
+        digest: `fingerprint` of the data that it would go on with.
+        source: Of these data, for the message.
         allowed: Settings that may differ though it changes the run; "images" for the lists of images.
 
     Returns:
@@ -85,8 +86,8 @@ def check_unchanged(
         before, now = position.settings.get(name, defaults[name]), getattr(settings, name)
         if _plain(before) != _plain(now):
             differences[name] = f"{name} from {_plain(before)} to {_plain(now)}"
-    if position.data != fingerprint(data):
-        differences[DATA] = f"the lists of images ({data.source} is not what it was)"
+    if position.data != digest:
+        differences[DATA] = f"the lists of images ({source} is not what it was)"
     refused = [name for name in differences if name not in allowed]
     if refused:
         raise ConfigError(

@@ -14,25 +14,20 @@ from typing import Any
 
 import torch
 from rich.markup import escape
-from torch import nn
 
-from fullfield.data import ImageData, Preprocess, read_image_data
 from fullfield.errors import ConfigError, FullfieldError, TrainingError, nearest
 from fullfield.files import atomic_write
 from fullfield.progress import console
-from fullfield.tasks.evaluate import Evaluation, evaluate_samples
 from fullfield.tasks.run_folder import RunFolder
-from fullfield.tasks.source import open_model, pick_device
+from fullfield.tasks.source import pick_device
 from fullfield.train.checkpoint import newest_state
 from fullfield.train.fit import fit, say_how_to_go_on, share_of_batch
-from fullfield.train.fitting import fit_settings
+from fullfield.train.kinds import Data, Finish, Kind, Start, kind_of
+from fullfield.train.kinds.find import find_task
 from fullfield.train.processes import ALONE, Processes, is_restart, join, launch
-from fullfield.train.report import write_report
-from fullfield.train.resume import check_unchanged, with_changes
+from fullfield.train.resume import check_unchanged, fingerprint, with_changes
 from fullfield.train.settings import TrainSettings
 from fullfield.train.sharding import check_strategy
-from fullfield.train.start import check_start, fit_to_weights, start_of
-from fullfield.train.summary import run_report
 
 __all__ = ["TrainResult", "train"]
 
@@ -45,8 +40,8 @@ class TrainResult:
     """The run folder."""
     settings: TrainSettings
     """As used."""
-    evaluation: Evaluation
-    """Of the best weights, on the test part if there is one, else on the validation part."""
+    evaluation: Any
+    """The task's figures of the best weights, on the test part if there is one, else on the validation part."""
     report: Path
     """The page to open."""
 
@@ -57,9 +52,10 @@ class _Ready:
 
     run: RunFolder
     settings: TrainSettings
-    data: ImageData
+    kind: Kind
+    data: Data
     fitted: list[str]
-    start: tuple[nn.Module, Preprocess] | None
+    start: Start | None
     """What a new run starts from; a resumed one has it in its state."""
 
 
@@ -71,10 +67,10 @@ def train(
     allow_change: tuple[str, ...] = (),
     **options: Any,
 ) -> TrainResult:
-    """Train a classifier and evaluate it.
+    """Train a classifier, a detector or a segmenter, and evaluate it.
 
     Args:
-        data: Image folder, CSV list or "sample:NAME". With `resume`, where the same data are now.
+        data: Image folder, CSV list, annotated images or "sample:NAME". With `resume`, where the same data are now.
         settings: All settings at once, instead of `data` and `options`.
         resume: A run folder to continue from its newest state, with its own settings; `options` change them.
         allow_change: With `resume`, settings that may change though the run is then another one; "images" where the
@@ -169,50 +165,51 @@ def _prepare(
     check_strategy(settings, processes)
     if Path(settings.data).exists():  # the run must find its data from any folder
         settings = replace(settings, data=str(Path(settings.data).resolve()))
-    data = read_image_data(settings.data, val_share=settings.val_share, seed=settings.seed)
+    if settings.task == "auto":
+        settings = replace(settings, task=find_task(settings))
+    kind = kind_of(settings.task)
+    kind.check_settings(settings)
+    data = kind.read(settings)
+    notes = list(data.notes)
     if resumed is None:
-        if settings.weights:
-            settings = fit_to_weights(settings, settings.weights)
-        settings, fitted = fit_settings(settings, data, device)
+        settings = kind.with_weights(settings)
+        settings, fitted = kind.fit(settings, data, device)
         share_of_batch(settings, processes)
         fewest = min(len(data.splits[split]) for split in ("train", "val"))
         if fewest < processes:
             raise ConfigError(
                 f"{data.source}: {processes} processes can't share {fewest} images; use --devices {fewest}"
             )
-        start = start_of(settings, data)  # before there is a folder: what can't be built leaves none behind
-        check_start(settings, *start, data.classes, device, processes)
+        start = kind.start(settings, data)  # before there is a folder: what can't be built leaves none behind
+        notes += start.notes
+        kind.check(settings, start, data, device, processes)
         run = RunFolder.create(
             settings.out or RunFolder.next_free("runs", settings.model or "model"), overwrite=settings.overwrite
         )
     else:
-        settings, fitted = fit_settings(settings, data, device)
+        settings, fitted = kind.fit(settings, data, device)
         run, start = resumed, None
-        state, notes = newest_state(run)
-        notes += check_unchanged(state.position, settings, data, allowed)
+        state, found = newest_state(run)
+        found += check_unchanged(state.position, settings, fingerprint(data, kind), data.source, allowed)
         where = f"[bold]{escape(str(run.path))}[/]"
         console.print(f"Continuing {where} after {state.position.words} of {settings.epochs}", soft_wrap=True)
-        for note in notes:
+        for note in found:
             console.print(f"  {escape(note)}", style="yellow", soft_wrap=True)
-    _say_start(data, fitted, device)
+    _say_start(data, notes, fitted, device)
     with atomic_write(run.config) as partial:
         # --config with this file must not overwrite the run in its turn
         text = replace(settings, overwrite=False).to_yaml(f"Repeat with: {settings.command()}")
         partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-    return _Ready(run, settings, data, fitted, start)
+    return _Ready(run, settings, kind, data, fitted, start)
 
 
 def _finish(ready: _Ready, device: torch.device) -> TrainResult:
     """Evaluate the best weights and write the report."""
-    run, settings, data = ready.run, ready.settings, ready.data
-    split = "test" if "test" in data.splits else "val"
-    opened = open_model(run.path, device=str(device))
-    evaluation = evaluate_samples(opened, data.splits[split], split, batch_size=settings.batch_size or 32)
-    evaluation.save(run.evaluation)
+    run, settings = ready.run, ready.settings
     bad = _unreadable(run)
-    report = write_report(run_report(run, settings, data, evaluation, bad, ready.fitted, device), run.report)
-    _say_end(run, evaluation, bad)
-    return TrainResult(run.path, settings, evaluation, report)
+    finish = ready.kind.finish(run, settings, ready.data, bad, ready.fitted, device)
+    _say_end(run, finish, bad)
+    return TrainResult(run.path, settings, finish.evaluation, finish.report)
 
 
 def _unreadable(run: RunFolder) -> list[tuple[str, str]]:
@@ -223,10 +220,10 @@ def _unreadable(run: RunFolder) -> list[tuple[str, str]]:
         return [(row["path"], row["reason"]) for row in csv.DictReader(file)]
 
 
-def _say_start(data: ImageData, fitted: list[str], device: torch.device) -> None:
+def _say_start(data: Data, notes: list[str], fitted: list[str], device: torch.device) -> None:
     counts = ", ".join(f"{len(samples):,} {split}" for split, samples in data.splits.items())
     console.print(f"[bold]{escape(data.source)}[/]: {len(data.classes)} classes, {counts} images", soft_wrap=True)
-    for note in data.notes:
+    for note in notes:
         console.print(f"  {escape(note)}", style="dim", soft_wrap=True)
     if fitted:
         console.print(f"Fitted to them and to this machine ({device}, {torch.get_num_threads()} threads):")
@@ -234,12 +231,8 @@ def _say_start(data: ImageData, fitted: list[str], device: torch.device) -> None
             console.print(f"  {escape(line)}", style="dim", soft_wrap=True)
 
 
-def _say_end(run: RunFolder, evaluation: Evaluation, bad: list[tuple[str, str]]) -> None:
-    result = evaluation.result
-    console.print(
-        f"\n[bold]Top-1 {result.top1:.1%}[/] on {result.images:,} {evaluation.split} images"
-        f" (always guessing the most frequent class: {result.majority:.1%})"
-    )
+def _say_end(run: RunFolder, finish: Finish, bad: list[tuple[str, str]]) -> None:
+    console.print(f"\n{finish.headline}", soft_wrap=True)
     if bad:
         console.print(
             f"{len(bad)} images could not be read and were left out; they are listed in {escape(str(run.unreadable))}",

@@ -19,22 +19,30 @@ import yaml
 
 from fullfield.errors import ConfigError, nearest
 
-__all__ = ["Interval", "TrainSettings", "parse_interval", "parse_share"]
+__all__ = ["CLASSIFY_SETTINGS", "DENSE_SETTINGS", "Interval", "TrainSettings", "parse_interval", "parse_share"]
 
 _Limit = tuple[str, Callable[[Any], bool]]
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Train a classifier on a folder of images."""
+    """Train a classifier, a detector or a segmenter on images."""
 
     data: str
     """Image folder (root/class/*.jpg, with or without train/val/test), CSV list (path,label), tar shards, Parquet
-    files, a saved Hugging Face data set, or sample:blood_cells."""
+    files, a saved Hugging Face data set, or sample:blood_cells; COCO, Pascal VOC or YOLO annotations; images/ with
+    masks/, ADE20K or Cityscapes."""
+    task: Literal["auto", "classify", "detect", "segment"] = "auto"
+    """auto: what the data is annotated for."""
     model: str | None = None
     """A name of `fullfield models`, timm's included. Fitted: racnn_pico on a CPU, racnn_tiny on a GPU."""
     model_args: tuple[str, ...] = ()
     """More arguments of the model, as key=value (region_size=4 token_mixer=ffn)."""
+    head: str | None = None
+    """Detect: fcos, retinanet, faster_rcnn, mask_rcnn, cascade_rcnn, cascade_mask_rcnn. Segment: upernet, fpn, unet,
+    segformer. Fitted: mask_rcnn where there are outlines, else fcos; upernet."""
+    head_args: tuple[str, ...] = ()
+    """More arguments of the head, as key=value (fpn_channels=64)."""
     out: str | None = None
     """The run folder. By default the next free runs/MODEL-N."""
     overwrite: bool = False
@@ -43,7 +51,10 @@ class TrainSettings:
     epochs: int | None = None
     """Passes over the training images. Fitted: about 2,000 steps, within 10 to 100 epochs."""
     image_size: int | None = None
-    """Side of the square image that the model sees, pixels. Fitted: the images' own, at most 128 on a CPU."""
+    """Classify: side of the square image that the model sees, pixels. Detect: shorter side. Segment: side of the
+    square that is cut out in training. Fitted to the images' own and the machine."""
+    long_side: int | None = None
+    """Detect, segment: limit of the longer side, pixels. Fitted: 5/3 of --image-size in detection, none else."""
     image_size_start: int | None = None
     """Progressive training: begin at this side and grow to --image-size; by default every epoch has the full size."""
     batch_size: int | None = None
@@ -110,7 +121,20 @@ class TrainSettings:
     erasing: float = 0.0
     """Probability of random erasing."""
     scale_min: float = 0.35
-    """Smallest share of the image's area in a random crop."""
+    """Classify: smallest share of the image's area in a random crop."""
+    scale_jitter: Literal["auto", "none", "multi", "standard", "large"] = "auto"
+    """Detect, segment: random size in training. Detect: multi (auto) is a shorter side of 0.6 to 1 of --image-size,
+    standard and large a factor of 0.8 to 1.25 or 0.1 to 2 in a square (LSJ). Segment: 0.5 to 2; large 0.25 to 4."""
+    crop: float = 0.0
+    """Detect: probability of a random crop that keeps objects."""
+    photometric: float | None = None
+    """Detect, segment: probability of random brightness, contrast, saturation and hue. Fitted: 0; 0.5 in segment."""
+    copy_paste: float = 0.0
+    """Detect: probability of pasting another image's outlined objects."""
+    mosaic: float = 0.0
+    """Detect: probability of putting four images together."""
+    loss: str = "cross_entropy"
+    """Segment: cross_entropy, dice, lovasz, focal, or a sum such as cross_entropy:1+lovasz:0.5."""
     hflip: bool = True
     """Flip left and right at random."""
     vflip: bool = False
@@ -157,20 +181,15 @@ class TrainSettings:
             except ConfigError as error:
                 raise ConfigError(f"{name}: {error}") from None
         self.model_arguments()
+        self.head_arguments()
 
     def model_arguments(self) -> dict[str, Any]:
         """Return `model_args` as a dictionary; values are read as YAML (4, 0.1, true, [7, 7, 7, 1], text)."""
-        arguments = {}
-        for item in self.model_args:
-            key, equals, value = item.partition("=")
-            if not equals or not key:
-                raise ConfigError(f"model argument {item!r} must be key=value, such as region_size=4")
-            try:
-                parsed = yaml.safe_load(value)
-            except yaml.YAMLError as error:
-                raise ConfigError(f"model argument {item!r} is not readable: write lists as [8,16]") from error
-            arguments[key] = tuple(parsed) if isinstance(parsed, list) else parsed
-        return arguments
+        return _arguments("model", self.model_args, "region_size=4")
+
+    def head_arguments(self) -> dict[str, Any]:
+        """Return `head_args` as a dictionary, in the same way."""
+        return _arguments("head", self.head_args, "fpn_channels=64")
 
     def to_yaml(self, heading: str = "") -> str:
         """Return all settings as YAML, one a line, with comment lines before them."""
@@ -225,12 +244,22 @@ class TrainSettings:
         return shlex.join(words)
 
 
+CLASSIFY_SETTINGS = (
+    *("image_size_start", "reset_classifier", "teacher", "distill_weight", "distill_temperature", "distill_hard"),
+    *("drop_rate", "label_smoothing", "mixup", "cutmix", "rand_augment", "erasing", "scale_min", "sparsity"),
+)
+"""Settings of classification alone."""
+DENSE_SETTINGS = (
+    *("head", "head_args", "long_side", "scale_jitter", "crop", "photometric", "copy_paste", "mosaic", "loss"),
+)
+"""Settings of detection and segmentation."""
 _AT_LEAST_1: _Limit = ("at least 1", lambda value: value >= 1)
 _NOT_NEGATIVE: _Limit = ("at least 0 and finite", lambda value: 0 <= value < math.inf)
 _BELOW_1: _Limit = ("at least 0 and less than 1", lambda value: 0 <= value < 1)
+_PROBABILITY: _Limit = ("between 0 and 1", lambda value: 0 <= value <= 1)
 _POSITIVE_SHARE: _Limit = ("more than 0 and at most 1", lambda value: 0 < value <= 1)
 _LIMITS: dict[str, _Limit] = {
-    **dict.fromkeys(("epochs", "image_size", "image_size_start", "batch_size", "patience"), _AT_LEAST_1),
+    **dict.fromkeys(("epochs", "image_size", "image_size_start", "long_side", "batch_size", "patience"), _AT_LEAST_1),
     **dict.fromkeys(("accumulate", "repeats", "devices"), _AT_LEAST_1),
     **dict.fromkeys(
         ("workers", "restarts", "weight_decay", "warmup_epochs", "clip_grad", "mixup", "cutmix"), _NOT_NEGATIVE
@@ -238,6 +267,7 @@ _LIMITS: dict[str, _Limit] = {
     **dict.fromkeys(("ema", "sparsity", "drop_path", "drop_rate", "label_smoothing", "erasing"), _BELOW_1),
     **dict.fromkeys(("layer_decay", "scale_min", "distill_weight"), _POSITIVE_SHARE),
     **dict.fromkeys(("lr", "distill_temperature"), ("more than 0 and finite", lambda value: 0 < value < math.inf)),
+    **dict.fromkeys(("crop", "photometric", "copy_paste", "mosaic"), _PROBABILITY),
     "rand_augment": ("between 0 (off) and 30", lambda value: 0 <= value <= 30),
     "val_share": ("between 0 and 1, both excluded", lambda value: 0 < value < 1),
 }
@@ -270,6 +300,20 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
     if kind is float and is_number:
         return float(value)
     raise ConfigError(f"{name} must be {_EXPECTED[kind]}, got {value!r}")
+
+
+def _arguments(whose: str, items: Sequence[str], example: str) -> dict[str, Any]:
+    arguments = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{whose} argument {item!r} must be key=value, such as {example}")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{whose} argument {item!r} is not readable: write lists as [8,16]") from error
+        arguments[key] = tuple(parsed) if isinstance(parsed, list) else parsed
+    return arguments
 
 
 def parse_share(text: str) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,6 @@ from fullfield.errors import ConfigError
 from fullfield.models.registry import create_model, model_spec
 from fullfield.models.weights import load, load_checkpoint
 from fullfield.progress import console
-from fullfield.train.checkpoint import Position
 from fullfield.train.distill import open_teacher
 from fullfield.train.freeze import freeze
 from fullfield.train.image_sizes import side_at
@@ -87,19 +86,20 @@ def start_model(settings: TrainSettings, weights: str | None, data: ImageData) -
     return _load_model(settings, weights, data) if weights else _build_model(settings, data)
 
 
-def resumed_model(settings: TrainSettings, position: Position) -> nn.Module:
+def resumed_model(settings: TrainSettings, name: str, arguments: Mapping[str, Any]) -> nn.Module:
     """Return the model of a state, in training mode; its weights come with the state.
 
     Args:
         settings: Of the run.
-        position: Of the state.
+        name: Of the model.
+        arguments: Of `create_model`, as the state has them.
 
     Raises:
         ConfigError: The model can't be built.
     """
-    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in position.model_arguments.items()}
+    arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
     arguments = {k: v for k, v in arguments.items() if k not in (*_DROP_RATES, "pretrained")}
-    return _create(position.model, **arguments, **_drop_rates(settings)).train()
+    return _create(name, **arguments, **_drop_rates(settings)).train()
 
 
 def check_start(

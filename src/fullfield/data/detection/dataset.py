@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fullfield.data.dataset import SampleKey, Unreadable, _seeded
+from fullfield.data.dataset import SampleKey, Unreadable, seeded
 from fullfield.data.detection.objects import DetectionSample
 from fullfield.data.detection.transforms import (
     DetectionTrainTransform,
@@ -137,7 +137,7 @@ class ObjectDetection(Dataset[DetectionItem | Unreadable]):
         if not isinstance(key, SampleKey):
             return self._item(key)
         place = (key.epoch, key.index, key.copy) if key.copy else (key.epoch, key.index)
-        with _seeded(mix(self.seed, "sample", *place)):
+        with seeded(mix(self.seed, "sample", *place)):
             return self._item(key.index)
 
     def _item(self, index: int) -> DetectionItem | Unreadable:

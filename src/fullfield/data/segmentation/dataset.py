@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fullfield.data.dataset import SampleKey, Unreadable, _seeded
+from fullfield.data.dataset import SampleKey, Unreadable, seeded
 from fullfield.data.dense import DensePreprocess
 from fullfield.data.image_data import Sample
 from fullfield.data.order import mix
@@ -99,7 +99,7 @@ class SemanticSegmentation(Dataset[Item | Unreadable]):
         if not isinstance(key, SampleKey):
             return *self.transform(image, mask), index
         place = (key.epoch, key.index, key.copy) if key.copy else (key.epoch, key.index)
-        with _seeded(mix(self.seed, "sample", *place)):
+        with seeded(mix(self.seed, "sample", *place)):
             return *self.transform(image, mask), index
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from fullfield.data.image_data import SPLITS, Place
 from fullfield.errors import DataError
 
-__all__ = ["SegmentationData", "SegmentationSample"]
+__all__ = ["Colour", "SegmentationData", "SegmentationSample"]
 
 Colour = tuple[int, int, int]
 
@@ -38,8 +38,9 @@ class SegmentationData:
         colours: Red, green and blue, 0 to 255, of each class, for pictures.
         splits: Samples by split. "train" and "val" are always there and hold images; "test" may be absent.
         values: Raw value of a label map -> label; `ignore_index` for values that mean "not labelled". None: raw values
-            are labels already.
-        by_colour: Label maps are RGB pictures in the classes' colours.
+            are labels already. With `by_colour` a raw value is red * 65536 + green * 256 + blue, and ignored colours
+            stand here too.
+        by_colour: Label maps are RGB pictures in the colours of `values`, or of `colours` where that is None.
         ignore_index: The label of pixels that are neither learned nor counted; never a position in `classes`.
         notes: Sentences to tell the user.
 

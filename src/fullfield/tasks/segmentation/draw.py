@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from fullfield.data.segmentation.label_maps import Colour
 from fullfield.errors import ConfigError, DataError
-from fullfield.tasks.draw import _bundled_font, _shorten, _typeset, percent
+from fullfield.tasks.draw import bundled_font, percent, shorten, typeset
 
 __all__ = ["class_shares", "draw_segmentation", "paint_labels"]
 
@@ -123,7 +123,7 @@ def _legend(entries: Sequence[tuple[str, tuple[int, ...], str]], width: int) -> 
     legend = Image.new("RGB", (width, 2 * round(margin / 2) + row * rows), _PANEL)
     draw = ImageDraw.Draw(legend)
     room = (width - margin) // columns
-    plain = _bundled_font(size)
+    plain = bundled_font(size)
     for index, (name, colour, share) in enumerate(entries):
         x, y = margin + room * (index % columns), round(margin / 2) + row * (index // columns)
         box = (x, y + (row - swatch) // 2, x + swatch, y + (row + swatch) // 2)
@@ -131,9 +131,9 @@ def _legend(entries: Sequence[tuple[str, tuple[int, ...], str]], width: int) -> 
         share = share.replace("\u2013", "-")
         right = x + room - margin
         draw.text((right, y + row / 2), share, font=plain, fill=_MUTED, anchor="rm")
-        text, font = _typeset(name, size)
+        text, font = typeset(name, size)
         start = x + swatch + size // 2
-        text = _shorten(text, font, right - start - plain.getlength(share) - size / 2)
+        text = shorten(text, font, right - start - plain.getlength(share) - size / 2)
         draw.text((start, y + row / 2), text, font=font, fill=_INK, anchor="lm")
     if left_out > 0:
         y = round(margin / 2) + row * (rows - 1)

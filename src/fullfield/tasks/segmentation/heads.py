@@ -123,8 +123,8 @@ def build_head(
         MissingExtraError: segmentation-models-pytorch is not installed.
     """
     try:
-        from segmentation_models_pytorch import decoders  # type: ignore[import-untyped]
-        from segmentation_models_pytorch.base import SegmentationHead, initialization  # type: ignore[import-untyped]
+        from segmentation_models_pytorch import decoders
+        from segmentation_models_pytorch.base import SegmentationHead, initialization
     except ImportError as error:
         raise MissingExtraError(
             "segmentation needs segmentation-models-pytorch: pip install 'fullfield[segment]'"

@@ -75,7 +75,7 @@ class Segmenter(nn.Module):
         self.num_classes = num_classes
         self.in_chans = preprocess.channels
         self.preprocess = preprocess
-        self.backbone = _create_backbone(model, HEADS[head].finest, model_arguments)
+        self.backbone = FeatureBackbone(model, optional_strides=(HEADS[head].finest,), **model_arguments)
         at = dict(zip(self.backbone.strides, self.backbone.channels, strict=True))
         self.decoder, self.classifier = build_head(
             head, (self.in_chans, at.get(2, 0), *(at[stride] for stride in STRIDES)), num_classes, arguments
@@ -126,13 +126,3 @@ class Segmenter(nn.Module):
         if logits.shape[-2:] != x.shape[-2:]:
             logits = F.interpolate(logits, size=x.shape[-2:], mode="bilinear", align_corners=False)
         return logits[..., : images.shape[-2], : images.shape[-1]]
-
-
-def _create_backbone(name: str, finest: int, arguments: dict[str, Any]) -> FeatureBackbone:
-    """Build the net, with its map at stride `finest` where it has one there."""
-    if finest < STRIDES[0]:
-        try:
-            return FeatureBackbone(name, strides=(finest, *STRIDES), **arguments)
-        except ConfigError:  # it may have none, which is no error here; any other comes again
-            pass
-    return FeatureBackbone(name, **arguments)
