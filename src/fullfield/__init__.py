@@ -18,9 +18,9 @@ from fullfield.version import __version__
 
 if TYPE_CHECKING:
     from fullfield.data.pack import pack
-    from fullfield.tasks.evaluate import evaluate
-    from fullfield.tasks.evaluate import evaluate as eval  # noqa: A004
-    from fullfield.tasks.predict import predict
+    from fullfield.tasks.evaluate_any import evaluate_any as eval  # noqa: A004
+    from fullfield.tasks.evaluate_any import evaluate_any as evaluate
+    from fullfield.tasks.predict_any import predict_any as predict
     from fullfield.train.run import train
 
 __all__ = [
@@ -42,10 +42,10 @@ __all__ = [
 
 _FUNCTIONS = {
     "convert": "fullfield.tasks.convert:convert",
-    "eval": "fullfield.tasks.evaluate:evaluate",
-    "evaluate": "fullfield.tasks.evaluate:evaluate",
+    "eval": "fullfield.tasks.evaluate_any:evaluate_any",
+    "evaluate": "fullfield.tasks.evaluate_any:evaluate_any",
     "pack": "fullfield.data.pack:pack",
-    "predict": "fullfield.tasks.predict:predict",
+    "predict": "fullfield.tasks.predict_any:predict_any",
 }
 _ROOMS = frozenset({"data", "layers", "measure", "tasks", "train"})
 

@@ -14,7 +14,7 @@ import torch
 from fullfield.data import eval_transform, read_image
 from fullfield.errors import ConfigError, DataError, RunError
 from fullfield.tasks import Evaluation, open_model
-from fullfield.tasks.evaluate import evaluate
+from fullfield.tasks.evaluate_any import evaluate_any as evaluate
 from tests.images import CLASSES, read_rows, write_photo, write_photos
 
 

@@ -1,4 +1,4 @@
-"""`fullfield eval RUN [DATA]`: top-1, top-5, per-class recall and the confusion matrix."""
+"""`fullfield eval RUN [DATA]`: the figures of the run's task, as a whole and by class."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ import tyro
 from rich.markup import escape
 from rich.table import Table
 
+from fullfield.cli.evaluate_dense import print_detection, print_segmentation
 from fullfield.cli.parse import parse
 from fullfield.files import write_json
 from fullfield.progress import console, output
-from fullfield.tasks.evaluate import Evaluation, evaluate
+from fullfield.tasks.evaluate import Evaluation
+from fullfield.tasks.evaluate_any import evaluate_any
 
 __all__ = ["EvalArguments", "run"]
 
@@ -24,32 +26,38 @@ CONFUSIONS = 10
 
 @dataclass(frozen=True)
 class EvalArguments:
-    """Measure a trained model on labelled images."""
+    """Measure a trained model on annotated images: top-1 and confusion, average precision, or mean IoU."""
 
     run: str
     """Run folder, checkpoint file, or registered model."""
     data: tyro.conf.Positional[str | None] = None
-    """Image folder, CSV list or sample:NAME. By default the run's own data."""
+    """Images annotated for the run's task, or sample:NAME. By default the run's own data."""
     split: Literal["auto", "train", "val", "test", "all"] = "auto"
     """Which part. auto: test if there is one, else the run's validation part, or all of another data set."""
     out: str | None = None
-    """Write evaluation.json, predictions.csv and confusion.csv into this folder."""
+    """Write evaluation.json, figures by class, and the single predictions into this folder."""
     json: str | None = None
     """Write the figures to this file."""
-    batch_size: int = 64
-    """Images at a time."""
+    batch_size: int | None = None
+    """Images at a time; by default 64, of detectors 4."""
     workers: int = 0
     """Processes that read images."""
     device: str = "auto"
     """auto, cpu, cuda, mps."""
     pretrained: bool = False
     """For a registered model: fetch timm's weights."""
+    window: int | None = None
+    """Segmenters: look through sliding windows of this side, pixels; by default at whole images."""
+    scales: tuple[float, ...] = (1.0,)
+    """Segmenters: sizes at which the answers are averaged (0.75 1 1.25)."""
+    flip: bool = False
+    """Segmenters: look at the mirrored image, too."""
 
 
 def run(argv: list[str]) -> int:
     """Evaluate and print."""
     arguments = parse(EvalArguments, "eval", argv)
-    evaluation = evaluate(
+    evaluation = evaluate_any(
         arguments.run,
         arguments.data,
         split=arguments.split,
@@ -57,8 +65,16 @@ def run(argv: list[str]) -> int:
         workers=arguments.workers,
         device=arguments.device,
         pretrained=arguments.pretrained,
+        window=arguments.window,
+        scales=arguments.scales,
+        flip=arguments.flip,
     )
-    _print(evaluation)
+    if isinstance(evaluation, Evaluation):
+        _print(evaluation)
+    elif "miou" in evaluation.result.scalars():
+        print_segmentation(evaluation)
+    else:
+        print_detection(evaluation)
     if arguments.out:
         console.print(f"written to {escape(str(evaluation.save(arguments.out)))}", soft_wrap=True)
     if arguments.json:

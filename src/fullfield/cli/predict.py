@@ -1,65 +1,125 @@
-"""`fullfield predict RUN IMAGE...`: a table, and with --out files and drawn pictures."""
+"""`fullfield predict RUN IMAGE...`: a table, and with --out files and drawn pictures, for a run of any task."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import tyro
 from rich.markup import escape
 from rich.table import Table
 
 from fullfield.cli.parse import parse
+from fullfield.cli.predict_dense import collected, detection_table, segmentation_table
 from fullfield.files import write_json
 from fullfield.progress import console, output
-from fullfield.tasks.predict import predict, save_predictions
-from fullfield.tasks.source import open_model
+from fullfield.tasks.open import OpenedDense, open_any
+from fullfield.tasks.predict_any import predict_any, save_any
+from fullfield.tasks.source import OpenedModel
 
 __all__ = ["PredictArguments", "run"]
 
 
 @dataclass(frozen=True)
 class PredictArguments:
-    """Name what is in images."""
+    """Name, find or outline what is in images, as the run was trained to."""
 
     run: str
     """Run folder, checkpoint file, or registered model."""
     images: tyro.conf.Positional[tuple[str, ...]]
     """Image files and folders."""
     top: int = 3
-    """How many classes to name for each image."""
+    """Classifiers: how many classes to name for each image."""
+    threshold: float = 0.3
+    """Detectors: leave out objects with a lower score."""
     out: str | None = None
-    """Write predictions.csv, predictions.json and a drawn picture an image into this folder."""
+    """Write predictions (CSV and JSON, of objects in COCO's form; of pixels PNG label maps) and a drawn picture an
+    image into this folder."""
     draw: bool = True
     """With --out: draw the pictures."""
     json: str | None = None
     """Write the predictions to this file."""
-    batch_size: int = 16
-    """Images at a time."""
+    batch_size: int | None = None
+    """Images at a time; by default 16, of detectors 4."""
     device: str = "auto"
     """auto, cpu, cuda, mps."""
     pretrained: bool = False
     """For a registered model: fetch timm's weights."""
+    window: int | None = None
+    """Segmenters: look through sliding windows of this side, pixels; by default at whole images."""
+    scales: tuple[float, ...] = (1.0,)
+    """Segmenters: sizes at which the answers are averaged (0.75 1 1.25)."""
+    flip: bool = False
+    """Segmenters: look at the mirrored image, too."""
 
 
 def run(argv: list[str]) -> int:
     """Predict and print; 1 if an image could not be read."""
     arguments = parse(PredictArguments, "predict", argv)
-    opened = open_model(arguments.run, pretrained=arguments.pretrained, device=arguments.device)
+    opened = open_any(arguments.run, pretrained=arguments.pretrained, device=arguments.device)
     if not opened.trained:
         console.print("the weights are random: the answers mean nothing (--pretrained fetches timm's)", style="red")
-    predictions = predict(opened, arguments.images, top=arguments.top, batch_size=arguments.batch_size)
+    predictions = predict_any(
+        opened,
+        arguments.images,
+        top=arguments.top,
+        threshold=arguments.threshold,
+        batch_size=arguments.batch_size,
+        window=arguments.window,
+        scales=arguments.scales,
+        flip=arguments.flip,
+    )
+    return (
+        _segment(arguments, opened, predictions) if opened.task == "segment" else _list(arguments, opened, predictions)
+    )
+
+
+def _list(arguments: PredictArguments, opened: OpenedModel | OpenedDense, predictions: list[Any]) -> int:
+    """Print and write what a classifier or detector says."""
+    output().print(detection_table(predictions) if opened.task == "detect" else _labels(predictions))
+    failed = [p.error for p in predictions if p.error]
+    _print_failures(failed)
+    if arguments.out:
+        folder = save_any(opened, predictions, arguments.out, draw=arguments.draw)
+        console.print(f"written to {escape(str(folder))}", soft_wrap=True)
+    if arguments.json and isinstance(opened, OpenedDense):
+        from fullfield.tasks.detection.coco_form import coco_document
+
+        write_json(arguments.json, coco_document(predictions, opened.classes))
+    elif arguments.json:
+        write_json(arguments.json, [prediction.to_dict() for prediction in predictions])
+    return 1 if failed else 0
+
+
+def _segment(arguments: PredictArguments, opened: OpenedModel | OpenedDense, predictions: Iterable[Any]) -> int:
+    """Print and write what a segmenter says, one image at a time: label maps of many would fill the memory."""
+    rows: list[Any] = []
+    passing = collected(predictions, rows)
+    if arguments.out:
+        folder = save_any(opened, passing, arguments.out, draw=arguments.draw)
+        console.print(f"written to {escape(str(folder))}", soft_wrap=True)
+    else:
+        for _ in passing:
+            pass
+    output().print(segmentation_table(rows))
+    failed = [error for _, _, error in rows if error]
+    _print_failures(failed)
+    if arguments.json:
+        document = [{"path": str(path), "shares": dict(shares), "error": error} for path, shares, error in rows]
+        write_json(arguments.json, document)
+    return 1 if failed else 0
+
+
+def _labels(predictions: list[Any]) -> Table:
     table = Table(box=None, show_header=False)
     for prediction in predictions:
         if prediction.labels:
             labels = "   ".join(f"{escape(name)} {share:.1%}" for name, share in prediction.labels)
             table.add_row(escape(str(prediction.path)), labels)
-    output().print(table)
-    failed = [p for p in predictions if p.error]
-    for prediction in failed:
-        console.print(escape(prediction.error or ""), style="red", soft_wrap=True)
-    if arguments.out:
-        folder = save_predictions(predictions, arguments.out, draw=arguments.draw)
-        console.print(f"written to {escape(str(folder))}", soft_wrap=True)
-    if arguments.json:
-        write_json(arguments.json, [prediction.to_dict() for prediction in predictions])
-    return 1 if failed else 0
+    return table
+
+
+def _print_failures(errors: list[str]) -> None:
+    for error in errors:
+        console.print(escape(error), style="red", soft_wrap=True)

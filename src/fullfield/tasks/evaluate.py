@@ -18,9 +18,9 @@ from fullfield.files import atomic_write, write_error, write_json
 from fullfield.progress import image_progress
 from fullfield.tasks.metrics import ClassificationMetrics, ClassificationResult
 from fullfield.tasks.run_folder import read_run_data
-from fullfield.tasks.source import OpenedModel, open_model
+from fullfield.tasks.source import OpenedModel
 
-__all__ = ["Evaluation", "ImageResult", "evaluate", "evaluate_samples"]
+__all__ = ["Evaluation", "ImageResult", "evaluate_opened", "evaluate_samples"]
 
 
 @dataclass(frozen=True)
@@ -92,36 +92,32 @@ class Evaluation:
         return folder
 
 
-def evaluate(
+def evaluate_opened(
+    opened: OpenedModel,
     source: str | Path,
     data: str | Path | None = None,
     *,
     split: str = "auto",
     batch_size: int = 64,
     workers: int = 0,
-    device: str = "auto",
-    pretrained: bool = False,
 ) -> Evaluation:
-    """Evaluate a run, a checkpoint or a registered model on labelled images.
+    """Evaluate a classifier on labelled images.
 
     Args:
-        source: See `fullfield.tasks.source.open_model`.
+        opened: The model.
+        source: What it was opened from, for its own data.
         data: A folder, a CSV list or "sample:NAME"; None for the data that the run was trained on.
         split: "train", "val", "test", "all" (every image that the data set has), or "auto": the test part if there
             is one, else the held-out part of the run's own data, else all images.
         batch_size: Images at a time.
         workers: Processes that read images; 0 reads in this one.
-        device: "auto", "cpu", "cuda", ...
-        pretrained: For a registered name: fetch timm's weights.
 
     Raises:
         DataError: The data can't be read, has classes that the model does not know, or has no such split.
-        CheckpointError: The source is not a usable model.
         ConfigError: An argument has an impossible value.
     """
     if batch_size < 1 or workers < 0:
         raise ConfigError(f"batch_size must be at least 1 and workers at least 0, got {batch_size} and {workers}")
-    opened = open_model(source, pretrained=pretrained, device=device)
     own = data is None
     if data is None:
         if opened.name == str(source) and not Path(source).exists():

@@ -42,7 +42,7 @@ _LOSSES = ("train_loss", "val_loss")
 
 @dataclass(frozen=True)
 class ReportFacts:
-    """What the pages of all tasks have."""
+    """What the pages of all tasks have; see `RunReport`, which has the same attributes."""
 
     title: str
     command: str
@@ -63,14 +63,19 @@ class DensePage:
     headline: tuple[float | None, str]
     """The figure and what it is called."""
     under: str
+    """The sentence below the bar."""
     baseline: float | None
     """The mark on the bar."""
     cards: list[tuple[str, str]]
+    """Label and figure."""
     curves: list[tuple[str, str | None]]
+    """Heading and SVG; None where nothing was recorded."""
     score: tuple[str, str]
     """Column of the history by which epochs are compared, and its name."""
     classes: dict[str, Any]
+    """As `class_table` returns it."""
     confusion: dict[str, Any] | None
+    """Of segmentation: names, shares (classes, classes) of the rows, of many classes heatmap (data URI) and cell."""
     pictures: list[Comparison]
     pictured: str
     """What is seen on the pictures."""

@@ -204,7 +204,11 @@ class _Single(nn.Module):
 def _run_cards(
     opened: OpenedDense, sides: tuple[int, int] | None, history: list[dict[str, float]]
 ) -> list[tuple[str, str]]:
-    """Return label and figure of the model's size and the run's length; `sides` are a typical image's, (h, w)."""
+    """Return label and figure of the model's size and the run's length; `sides` are a typical image's, (h, w).
+
+    MACs are those of a blank image: the mask branch of a two-stage head, which runs once for each object that is found,
+    has next to none there.
+    """
     cards = [("Parameters", _count(sum(p.numel() for p in opened.model.parameters())))]
     if sides is not None:
         height, width = opened.preprocess.resized(*sides)

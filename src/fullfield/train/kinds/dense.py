@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,8 +19,8 @@ from fullfield.data.dense import DensePreprocess
 from fullfield.errors import CheckpointError, ConfigError
 from fullfield.models.weights import Checkpoint, load_checkpoint
 from fullfield.tasks.dense_file import DenseCheckpoint, build_dense, dense_metadata, load_dense, save_dense, task_of
-from fullfield.train.freeze import freeze
-from fullfield.train.kinds.kind import Kind, Start
+from fullfield.train.freeze import Frozen, freeze
+from fullfield.train.kinds.kind import Kind, Start, count_frozen
 from fullfield.train.settings import CLASSIFY_SETTINGS, TrainSettings
 from fullfield.train.start import checkpoint_gradients
 from fullfield.train.tracking import check_loggers
@@ -98,7 +99,11 @@ class DenseKind(Kind):
         if settings.model not in (None, name):
             raise ConfigError(f"{settings.weights} holds {name}, not {settings.model}; leave out model, or weights")
         if isinstance(found, DenseCheckpoint) and found.task == self.name:
-            settings = replace(settings, head=settings.head or found.metadata["head"])
+            head = found.metadata["head"]
+            if settings.head in (None, head) and not settings.head_args:  # what was fitted instead might not fit it
+                given = found.metadata["head_arguments"]
+                settings = replace(settings, head_args=tuple(f"{k}={json.dumps(v)}" for k, v in given.items()))
+            settings = replace(settings, head=settings.head or head)
         return replace(settings, model=name)
 
     def start(self, settings: TrainSettings, data: Any) -> Start:
@@ -108,10 +113,9 @@ class DenseKind(Kind):
         mean, std, channels = timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD, 3
         found = _load(settings.weights) if settings.weights else None
         if isinstance(found, Checkpoint):
-            kept = {k: tuple(v) if isinstance(v, list) else v for k, v in found.spec.arguments.items()}
-            arguments = {k: v for k, v in kept.items() if k not in _CLASSIFIER} | arguments
+            arguments = _kept(found.spec.arguments) | arguments
         elif found is not None:
-            arguments = {k: _tuple(v) for k, v in found.model.backbone.arguments.items()} | arguments
+            arguments = _kept(found.model.backbone.arguments) | arguments
         if found is not None and "preprocess" in found.metadata:
             stored = found.metadata["preprocess"]
             mean, std, channels = stored["mean"], stored["std"], stored["channels"]
@@ -134,19 +138,35 @@ class DenseKind(Kind):
         return Start(model.train(), preprocess, notes)
 
     def check(self, settings: TrainSettings, start: Start, data: Any, device: torch.device, processes: int) -> None:
-        """Check loggers, parts to freeze and gradient checkpointing; memory is not foreseen for these tasks."""
-        del data, device, processes
+        """Check loggers, augmentation, loss, parts to freeze and gradient checkpointing.
+
+        Memory is not foreseen for these tasks.
+
+        Raises:
+            DataError: The head or an augmentation needs outlines that the data does not have.
+        """
+        del device, processes
         check_loggers(settings.logger)
-        net = self.freezable(start.model)
+        self.datasets(settings, data, start.preprocess)
+        self.task(settings, data, start)
         if settings.freeze:
-            freeze(copy.deepcopy(net), settings.freeze)
+            self.freeze(copy.deepcopy(start.model), settings.freeze)
         if settings.grad_checkpointing:
-            checkpoint_gradients(copy.deepcopy(net))
+            checkpoint_gradients(copy.deepcopy(self.freezable(start.model)))
 
     def freezable(self, model: nn.Module) -> nn.Module:
         """Return the net: it has the names of a classifier's."""
         net: nn.Module = model.backbone.model  # type: ignore[union-attr, assignment]
         return net
+
+    def freeze(self, model: nn.Module, parts: Sequence[str]) -> Frozen:
+        """Freeze parts of the net; "backbone" is all of it, because pyramid and head are left to train."""
+        inside = [part for part in parts if part != "backbone"]
+        if inside:
+            freeze(self.freezable(model), inside)
+        if len(inside) < len(parts):
+            freeze(model, "backbone.model")
+        return count_frozen(model)
 
     def resumed(self, settings: TrainSettings, name: str, arguments: dict[str, Any], metadata: dict[str, Any]) -> Start:
         """Return the model of a state."""
@@ -167,7 +187,13 @@ class DenseKind(Kind):
         save_dense(model, path, metadata)
 
 
-_CLASSIFIER = frozenset({"num_classes", "drop_rate", "drop_path_rate", "global_pool", "pretrained"})
+_CLASSIFIER = frozenset({"num_classes", "drop_rate", "drop_path_rate", "global_pool", "pretrained", "img_size"})
+"""Arguments that belong to the run in which weights were trained, not to their architecture."""
+
+
+def _kept(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a net whose weights are taken that fix its architecture."""
+    return {key: _tuple(value) for key, value in arguments.items() if key not in _CLASSIFIER}
 
 
 def _load(weights: str) -> Checkpoint | DenseCheckpoint:

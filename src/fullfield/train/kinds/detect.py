@@ -134,6 +134,7 @@ class Detect(DenseKind):
         )
 
     def fingerprint(self, sample: DetectionSample) -> str:
-        """Return the file's name with labels and boxes."""
+        """Return the file's name with labels, boxes and areas; an outline changes its area, as a rule."""
         o = sample.objects
-        return f"{sample.path.name}\0{o.labels.tolist()}{o.boxes.round(1).tolist()}{o.crowd.tolist()}"
+        boxes, areas = o.boxes.round(1).tolist(), o.areas.round(1).tolist()
+        return f"{sample.path.name}\0{o.labels.tolist()}{boxes}{areas}{o.crowd.tolist()}"

@@ -18,9 +18,10 @@ from torch.utils.data import Dataset
 from fullfield.errors import ConfigError
 from fullfield.tasks.run_folder import RunFolder
 from fullfield.tasks.task import Task
+from fullfield.train.freeze import Frozen, freeze
 from fullfield.train.settings import TrainSettings
 
-__all__ = ["Data", "Datasets", "Finish", "Kind", "Start"]
+__all__ = ["Data", "Datasets", "Finish", "Kind", "Start", "count_frozen"]
 
 
 class Data(Protocol):
@@ -197,6 +198,20 @@ class Kind(ABC):
         """Return the part whose parameter names `--freeze` speaks of."""
         return model
 
+    def freeze(self, model: nn.Module, parts: Sequence[str]) -> Frozen:
+        """Freeze parts of a model, in place, and return how many parameters it has on either side.
+
+        Raises:
+            ConfigError: A part is unknown, or nothing would be left to train.
+        """
+        return freeze(self.freezable(model), parts)
+
     def fingerprint(self, sample: Any) -> str:
         """Return what tells a sample apart from another, for the check that a continued run has the same data."""
         return f"{sample.path.name}\0{sample.label}"
+
+
+def count_frozen(model: nn.Module) -> Frozen:
+    """Return how many parameters of a model stay and how many are trained."""
+    counts = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    return Frozen(sum(n for n, needed in counts if not needed), sum(n for n, needed in counts if needed))

@@ -18,6 +18,7 @@ from fullfield.data.segmentation.transforms import SegmentationAugment, train_tr
 from fullfield.tasks.open import OpenedDense, open_any
 from fullfield.tasks.run_folder import RunFolder
 from fullfield.tasks.segmentation.evaluate import evaluate_segmentation
+from fullfield.tasks.segmentation.heads import HEADS
 from fullfield.tasks.segmentation.mean_iou import SegmentationResult
 from fullfield.tasks.segmentation.task import SegmentationTask
 from fullfield.train.dense_report import segmentation_report
@@ -57,7 +58,9 @@ class Segment(DenseKind):
         fitting.fit("model", "racnn_tiny" if gpu else "racnn_pico", f"a size that trains well on {where}")
         fitting.fit("head", "upernet", "the usual head of backbones on ADE20K")
         if not gpu:
-            fitting.fit("head_args", ("channels=64",), "a light head for a CPU")
+            head = HEADS.get(fitting.settings.head or "")
+            width = max(64, head.multiple) if head else 64  # a head that there is not is refused later
+            fitting.fit("head_args", (f"channels={width}",), "a light head for a CPU")
         side = _typical_side(samples)
         limit = 512 if gpu else 192
         size = min(max(round(side / 32) * 32, 64), limit)
