@@ -21,9 +21,9 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
     "models": "what there is: parameters, MACs, resolution, source",
-    "train": "train a classifier on a folder of images",
-    "eval": "measure a trained model on labelled images",
-    "predict": "name what is in images",
+    "train": "train a classifier, detector or segmenter on your images",
+    "eval": "measure a trained model on annotated images",
+    "predict": "name, find or outline what is in images",
     "erf": "see what a model sees: effective receptive fields",
     "cam": "see which parts of an image speak for a class",
     "shift": "see whether answers stay when images move",

@@ -17,7 +17,7 @@ __all__ = ["run"]
 
 @dataclass(frozen=True)
 class TrainArguments(TrainSettings):
-    """Train a classifier on a folder of images, evaluate it, and write a report.
+    """Train a classifier, detector or segmenter on annotated images, evaluate it, and write a report.
 
     What is not given is fitted to the data and the machine, and said on the screen. `--config FILE` reads settings
     from YAML (such as a run's config.yaml) before the other options; `--resume RUN` continues a run where it
@@ -27,7 +27,8 @@ class TrainArguments(TrainSettings):
 
     data: tyro.conf.Positional[str]
     """Image folder (root/class/*.jpg, with or without train/val/test), CSV list (path,label), tar shards, Parquet
-    files, a saved Hugging Face data set, or sample:blood_cells."""
+    files, a saved Hugging Face data set, or sample:blood_cells; COCO, Pascal VOC or YOLO annotations; images/ with
+    masks/, ADE20K or Cityscapes."""
 
 
 def run(argv: list[str]) -> int:

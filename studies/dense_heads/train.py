@@ -1,0 +1,136 @@
+"""Does every head learn, from every form of annotation, on real images within minutes on a CPU?
+
+    python studies/dense_heads/train.py --work FOLDER         -> results.csv beside this file, one row a run
+    python studies/dense_heads/page.py                        -> README.md filled from it
+
+Needs ../shared/data (blood cells, nuclei, CamVid). Every run is `fullfield.train` from random weights. A run whose row
+is stored isn't repeated: to repeat one, delete its row. `--only NAME` runs one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from forms import as_voc, as_yolo
+
+import fullfield
+from fullfield.files import atomic_write
+from fullfield.measure.environment import environment
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results.csv"
+SHARED = HERE.parents[2] / "shared" / "data"
+LIGHT = ("fpn_channels=64", "convs=2", "norm=group")
+TWO_STAGE = ("fpn_channels=64", "box_features=256", "anchor_sizes=[12,24,48,96,192]")
+SMALL = {"image_size": 128, "epochs": 4}
+
+RUNS: dict[str, dict[str, Any]] = {
+    "cells-fcos-long": {"data": "bccd_coco", "head": "fcos", "head_args": LIGHT, "image_size": 224, "epochs": 12},
+    "streets-upernet-long": {
+        "data": "camvid11",
+        "head": "upernet",
+        "head_args": ("channels=64",),
+        "image_size": 160,
+        "epochs": 12,
+    },
+    "cells-fcos": {"data": "bccd_coco", "head": "fcos", "head_args": LIGHT, **SMALL},
+    "cells-fcos-voc": {"data": "voc", "head": "fcos", "head_args": LIGHT, **SMALL},
+    "cells-fcos-yolo": {"data": "yolo", "head": "fcos", "head_args": LIGHT, **SMALL},
+    "cells-retinanet": {"data": "bccd_coco", "head": "retinanet", "head_args": LIGHT, **SMALL},
+    "cells-faster": {"data": "bccd_coco", "head": "faster_rcnn", "head_args": TWO_STAGE, **SMALL},
+    "cells-cascade": {"data": "bccd_coco", "head": "cascade_rcnn", "head_args": TWO_STAGE, **SMALL},
+    "nuclei-mask": {"data": "nuclei_coco", "head": "mask_rcnn", "head_args": TWO_STAGE, "image_size": 128, "epochs": 2},
+    "nuclei-cascade-mask": {
+        "data": "nuclei_coco",
+        "head": "cascade_mask_rcnn",
+        "head_args": TWO_STAGE,
+        "image_size": 128,
+        "epochs": 2,
+    },
+    "streets-upernet": {"data": "camvid11", "head": "upernet", "head_args": ("channels=64",), **SMALL},
+    "streets-fpn": {"data": "camvid11", "head": "fpn", "head_args": ("channels=128",), **SMALL},
+    "streets-unet": {"data": "camvid11", "head": "unet", "head_args": ("channels=64",), **SMALL},
+    "streets-segformer": {"data": "camvid11", "head": "segformer", "head_args": ("channels=64",), **SMALL},
+}
+FIXED = {"model": "racnn_pico", "device": "cpu", "workers": 0, "overwrite": True, "logger": ("none",), "seed": 0}
+Row = dict[str, str]
+
+
+def run(name: str, work: Path) -> Row:
+    """Train one head; return its row. Figures are shares; `minutes` are of the clock, the evaluation included."""
+    options = dict(RUNS[name])
+    data = options.pop("data")
+    source = SHARED / "bccd_coco"
+    forms = {"voc": as_voc, "yolo": as_yolo}
+    place = forms[data](source, work / data) if data in forms else SHARED / data
+    wall, processor = time.perf_counter(), time.process_time()
+    result = fullfield.train(str(place), out=str(work / name), **options, **FIXED)
+    minutes = {"minutes": time.perf_counter() - wall, "cpu_minutes": time.process_time() - processor}
+    with (result.run / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        epochs = list(csv.DictReader(file))
+    found = result.evaluation.result.scalars()
+    figure = "miou" if "miou" in found else "mask_ap50" if "mask_ap50" in found else "ap50"
+    values = [float(epoch[f"val_{figure}"] or 0) for epoch in epochs]
+    return {
+        "run": name,
+        "data": data,
+        "head": result.settings.head or "",
+        "head_args": " ".join(result.settings.head_args),
+        "image_size": str(result.settings.image_size),
+        "batch_size": str(result.settings.batch_size),
+        "epochs": str(result.settings.epochs),
+        "figure": figure,
+        "first": f"{values[0]:.4f}",
+        "best": f"{max(values):.4f}",
+        "by_epoch": " ".join(f"{value:.4f}" for value in values),
+        "test_images": str(result.evaluation.result.images),
+        "held_out": result.evaluation.split,
+        "held_out_figure": f"{found[figure]:.4f}",
+        "held_out_ap": f"{found['ap']:.4f}" if "ap" in found else "",
+        "majority_miou": f"{found['majority_miou']:.4f}" if "majority_miou" in found else "",
+        **{key: f"{value / 60:.2f}" for key, value in minutes.items()},
+        "threads": str(torch.get_num_threads()),
+        **{key: value for key, value in environment().items() if key != "threads"},
+    }
+
+
+def stored() -> list[Row]:
+    """Return the rows of results.csv."""
+    if not RESULTS.exists():
+        return []
+    with RESULTS.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def store(row: Row) -> None:
+    """Add a row to results.csv, in the order of `RUNS`; two processes may do so in turn."""
+    rows = {old["run"]: old for old in stored()} | {row["run"]: row}
+    with atomic_write(RESULTS) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(row))
+        writer.writeheader()
+        writer.writerows(rows[name] for name in RUNS if name in rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("runs/dense_heads"), help="folder for the runs")
+    parser.add_argument("--only", nargs="*", default=list(RUNS), choices=list(RUNS), help="runs to make")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    done = {row["run"] for row in stored()}
+    for name in arguments.only:
+        if name not in done:
+            row = run(name, arguments.work.resolve())
+            store(row)
+            print(f"{name}: {row['figure']} {row['first']} -> {row['best']}, {row['minutes']} minutes")
+
+
+if __name__ == "__main__":
+    main()
