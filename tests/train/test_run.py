@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 import fullfield
 from fullfield.errors import CheckpointError, ConfigError, DataError, ModelNotFoundError, RunError
-from fullfield.tasks.evaluate import evaluate
+from fullfield.tasks.evaluate_any import evaluate_any as evaluate
 from fullfield.tasks.predict import predict
 from tests.images import CLASSES, TINY, best_weights, figures, read_rows, same_weights, write_photos
 
