@@ -19,9 +19,9 @@ DATA = {
 HEAD = """# Every head learns, from every form of annotation
 
 All with `racnn_pico` from random weights on a CPU, one run each (`python studies/dense_heads/train.py`, seed 0); the
-page is `python studies/dense_heads/page.py`. "First" is the validation part after the first epoch, "best" after the best
-one; "held out" is the test part of the best weights, or the validation part where there is no test part. Runs of a few
-minutes say that a head works, not how good it is; one seed each says nothing of small differences between heads.
+page is `python studies/dense_heads/page.py`. "First" is the validation part after the first epoch, "best" the best
+of all; "held out" is the test part of the best weights, or the validation part where there is no test part. Runs of a
+few minutes say that a head works, not how good it is; one seed says nothing of small differences between heads.
 """
 
 

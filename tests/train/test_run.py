@@ -38,7 +38,7 @@ def test_run_folder_holds_all_its_parts_and_nothing_half_written(finished: Path)
 
 def test_config_holds_every_setting_as_used_and_the_command(finished: Path, photos: Path) -> None:
     text = (finished / "config.yaml").read_text()
-    assert text.startswith(f"# Repeat with: fullfield train {photos} --model racnn_pico ")
+    assert text.startswith(f"# Repeat with: fullfield train {photos} --task classify --model racnn_pico ")
     config = yaml.safe_load(text)
     assert config["data"] == str(photos)
     for name, value in TINY.items():

@@ -21,10 +21,10 @@ __all__ = ["FREE", "check_unchanged", "fingerprint", "with_changes"]
 FREE = frozenset(
     {
         *("out", "overwrite", "workers", "device", "devices", "restarts", "strategy", "checkpoint_every", "logger"),
-        *("patience", "max_bad", "grad_checkpointing", "weights", "reset_classifier", "pretrained"),
+        *("patience", "max_bad", "grad_checkpointing", "weights", "reset_classifier", "pretrained", "task"),
     }
 )
-"""Settings that a continued run may change freely; the last three have done their work when it started."""
+"""Settings that a continued run may change freely; the last four have done their work when it started."""
 
 DATA = "images"
 
