@@ -16,6 +16,8 @@ import fullfield
 from fullfield.cli import train as cli
 from fullfield.errors import ConfigError
 from fullfield.measure import cost
+from fullfield.measure.compare_dense import compare_dense
+from fullfield.train.kinds import kind_of
 from fullfield.train.settings import TrainSettings
 
 ROOT = Path(__file__).parents[1]
@@ -59,6 +61,32 @@ def macs(model: str, image_size: int | None, num_classes: int, arguments: tuple[
     return cost(model, image_size=image_size, num_classes=num_classes, **read).macs
 
 
+@cache
+def dense_macs(
+    task: str, model: str, head: str, arguments: tuple[str, ...], classes: int, size: tuple[int, int]
+) -> int:
+    """Return the MACs of a whole detector or segmenter; it is built from the settings, head and all."""
+    read = TrainSettings(data="DATA", head_args=arguments).head_arguments()
+    found = compare_dense(
+        [model], task, head=head, head_arguments=read, num_classes=classes, sizes=[size], timed=False, device="cpu"
+    )
+    assert not found.not_measured
+    return found.models[0].costs[0].macs
+
+
+def counted_macs(path: Path) -> int:
+    read = settings(path)
+    assert read.model is not None
+    assert read.image_size is not None
+    if read.task == "auto":
+        return macs(read.model, read.image_size, classes(path), read.model_args)
+    assert read.head is not None
+    assert not read.model_args
+    many = {"coco": 80, "ade20k": 150, "cityscapes": 19}[path.stem.partition("_")[0]]
+    size = (read.image_size, read.long_side or read.image_size)
+    return dense_macs(read.task, read.model, read.head, read.head_args, many, size)
+
+
 @every_recipe
 def test_header_has_title_source_cost_expectation_and_command(path: Path) -> None:
     parts = header(path)
@@ -91,13 +119,36 @@ def test_command_of_the_header_trains_with_this_recipe(path: Path, monkeypatch: 
 
 
 @every_recipe
-def test_net_can_be_built_and_its_macs_are_those_of_the_header(path: Path) -> None:
+def test_settings_are_those_of_the_recipes_task(path: Path) -> None:
     read = settings(path)
-    assert read.model is not None
-    assert read.image_size is not None
-    counted = macs(read.model, read.image_size, classes(path), read.model_args)
+    kind_of("classify" if read.task == "auto" else read.task).check_settings(read)
+
+
+@every_recipe
+def test_net_can_be_built_and_its_macs_are_those_of_the_header(path: Path) -> None:
     number, unit = re.findall(r"^([\d.]+) ([GM])MACs x ", header(path)["Cost"])[0]
-    assert float(number) == round(counted / {"G": 1e9, "M": 1e6}[unit], 3)
+    assert float(number) == round(counted_macs(path) / {"G": 1e9, "M": 1e6}[unit], 3)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in RECIPES if settings(path).task != "auto"], ids=lambda path: path.stem
+)
+def test_epochs_of_dense_recipes_are_the_published_schedules(path: Path) -> None:
+    read, parts = settings(path), header(path)
+    assert "not run at full scale" in parts["Expected"]
+    images = int(re.findall(r"x ([\d,]+) images", parts["Cost"])[0].replace(",", ""))
+    assert images == {"coco": 118_287, "ade20k": 20_210, "cityscapes": 2_975}[path.stem.partition("_")[0]]
+    if read.task == "detect":
+        assert read.epochs == 12 * int(re.findall(r"_(\d)x_", path.stem)[0])
+        return
+    steps, batch = (int(n.replace(",", "")) for n in re.findall(r", ([\d,]+) steps of (\d+) at", parts["Title"])[0])
+    assert read.epochs == round(steps * batch / images)
+
+
+def test_setting_of_another_task_is_refused() -> None:
+    read = TrainSettings.from_yaml(FOLDER / "ade20k_upernet_racnn_tiny.yaml", data="DATA", mixup=0.8)
+    with pytest.raises(ConfigError, match="--mixup means nothing for --task segment"):
+        kind_of("segment").check_settings(read)
 
 
 @every_recipe

@@ -153,7 +153,6 @@ def one_box(x: Tensor) -> list[dict[str, Tensor]]:
         (lambda x: x.mean(dim=(1, 2, 3)), {}, r"returns a tensor \(1,\), which is neither logits.* wrap the model"),
         (lambda _: "cat", {}, "returns str, which is neither"),
         (lambda x: 0 * x[:, :1] - 1, {}, "marks no pixel of this image as foreground"),
-        (lambda x: x * 0 + x.new_tensor([1.0, 0, 0, 0])[None, :, None, None], {"target": 2}, "no pixel of this image"),
         (nothing, {}, "detects nothing in this image"),
         (one_box, {"target": 1}, "detects no 'class 1' in this image; it finds class 2"),
     ],

@@ -26,7 +26,7 @@ class CamArguments:
     """Show which parts of images speak for a class."""
 
     model: str
-    """Run folder, checkpoint file, registered model, or path/to/file.py:factory."""
+    """Run folder of any task, checkpoint file, registered model, or path/to/file.py:factory."""
     images: tyro.conf.Positional[tuple[str, ...]]
     """Image files and folders."""
     methods: tuple[str, ...] = ("grad-cam",)
@@ -34,9 +34,9 @@ class CamArguments:
     layer: str = ""
     """Layer that the map is taken from (`fullfield erf MODEL --list-layers`). By default the last that counts."""
     target: str | None = None
-    """Class to explain, by name or index. By default the likeliest."""
+    """Class to explain, by name or index. By default the likeliest, the largest in area, or the surest detection."""
     image_size: int | None = None
-    """Side in pixels. By default the model's own."""
+    """Side in pixels, of detectors and segmenters the shorter one. By default the model's own."""
     steps: int = 20
     """Points of the deletion and insertion curves; 0 leaves the scores out."""
     count: int = 8
@@ -131,6 +131,9 @@ def _print(results: list[Cam]) -> None:
         screen.print("deletion: small is good, insertion: large is good; in brackets what random maps give")
     if any(result.empty for result in results):
         screen.print("an empty map: nothing in the layer speaks for the class, everything against it")
+    for result in results:
+        if result.note:
+            screen.print(f"{result.source}: {result.note}", style="yellow", markup=False)
     first = results[0]
     if first.weights == "random":
         screen.print("random weights: the class and the map mean nothing (--pretrained fetches timm's)", style="yellow")

@@ -1,10 +1,11 @@
-"""`fullfield compare MODEL... [DATA]`: several models on one page."""
+"""`fullfield compare MODEL... [DATA]`: several models on one page; with `--task`, as backbones of dense models."""
 
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 import tyro
@@ -17,8 +18,11 @@ from fullfield.data.sample import SAMPLE_PREFIX
 from fullfield.errors import ConfigError
 from fullfield.files import write_json
 from fullfield.measure.compare import PARTS, compare
+from fullfield.measure.compare_dense import SIZES, compare_dense
 from fullfield.measure.compare_result import QUICK, USUAL, Budget, Comparison
+from fullfield.measure.dense_comparison import DenseComparison, Size, size_words
 from fullfield.progress import console, output
+from fullfield.train.settings import TrainSettings
 
 __all__ = ["CompareArguments", "run"]
 
@@ -32,6 +36,17 @@ class CompareArguments:
     CSV list or sample:NAME, whose images are shown to the models."""
     data: str | None = None
     """The same as DATA after the models."""
+    task: Literal["classify", "segment", "detect"] = "classify"
+    """segment, detect: registered models as backbones under one head; parameters, MACs, latency and memory."""
+    head: str | None = None
+    """Segment, detect: by default upernet with 150 classes, mask_rcnn with 80."""
+    head_args: tuple[str, ...] = ()
+    """Segment, detect: arguments of the head, as key=value (channels=512)."""
+    sizes: tuple[str, ...] = ()
+    """Segment, detect: HEIGHTxWIDTH of the images, counted at all and timed at the first. By default 512x512 and
+    800x1333."""
+    speed: bool = True
+    """Segment, detect: measure latency and memory, and not only count."""
     accuracy: tuple[str, ...] = ()
     """Known top-1 accuracies in percent, as MODEL=82.9. Runs bring their own."""
     accuracy_source: str = ""
@@ -67,12 +82,16 @@ class CompareArguments:
 def run(argv: list[str]) -> int:
     """Measure, print and write the page; 1 if no model could be built."""
     arguments = parse(CompareArguments, "compare", argv)
-    models, data = _split(arguments.models, arguments.data)
+    models, data = _split(arguments.models, arguments.data) if arguments.task == "classify" else ((), None)
     for path, kinds in ((arguments.out, (".html",)), (arguments.plot, (".png", ".svg", ".pdf"))):
         if path is not None:
             _check_file(Path(path), kinds)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
+    command = shlex.join(["fullfield", "compare", *argv])
+    if arguments.task != "classify":
+        return _run_dense(arguments, command)
+    _refuse(arguments, _DENSE_ONLY, "needs --task segment or --task detect")
     with share_progress("comparing") as report:
         found = compare(
             models,
@@ -85,7 +104,7 @@ def run(argv: list[str]) -> int:
             device=arguments.device,
             pretrained=arguments.pretrained,
             seed=arguments.seed,
-            command=shlex.join(["fullfield", "compare", *argv]),
+            command=command,
             on_progress=report,
         )
     if arguments.json:
@@ -97,6 +116,79 @@ def run(argv: list[str]) -> int:
     if arguments.plot:
         console.print(f"drawn in {escape(str(found.plot(arguments.plot)))}", soft_wrap=True)
     return 0
+
+
+_DENSE_ONLY = ("head", "head_args", "sizes", "speed")
+_CLASSIFY_ONLY = ("data", "accuracy", "accuracy_source", "parts", "erf_images", "batch", "image_size", "pretrained")
+
+
+def _refuse(arguments: CompareArguments, names: tuple[str, ...], why: str) -> None:
+    """Refuse options of another task, rather than ignore them."""
+    for field in fields(arguments):
+        if field.name in names and getattr(arguments, field.name) != field.default:
+            raise ConfigError(f"--{field.name.replace('_', '-')} {why}; leave it out")
+
+
+def _run_dense(arguments: CompareArguments, command: str) -> int:
+    _refuse(arguments, _CLASSIFY_ONLY, f"means nothing with --task {arguments.task}")
+    with share_progress("comparing") as report:
+        found = compare_dense(
+            arguments.models,
+            arguments.task,
+            head=arguments.head,
+            head_arguments=TrainSettings("", head_args=arguments.head_args).head_arguments(),
+            sizes=tuple(map(_size, arguments.sizes)) or SIZES,
+            timed=arguments.speed,
+            budget=_budget(arguments),
+            device=arguments.device,
+            seed=arguments.seed,
+            command=command,
+            on_progress=report,
+        )
+    if arguments.json:
+        write_json(arguments.json, found.to_dict())
+    _print_dense(found)
+    if not found.models:
+        return 1
+    console.print(f"page: {escape(str(found.save(arguments.out).absolute()))}", soft_wrap=True)
+    table = found.save(Path(arguments.out).with_suffix(".csv"))
+    console.print(f"figures: {escape(str(table.absolute()))}", soft_wrap=True)
+    if arguments.plot:
+        console.print(f"drawn in {escape(str(found.plot(arguments.plot)))}", soft_wrap=True)
+    return 0
+
+
+def _size(word: str) -> Size:
+    height, _, width = word.lower().partition("x")
+    if not height.isdigit() or not width.isdigit():
+        raise ConfigError(f"--sizes takes HEIGHTxWIDTH in pixels, such as 512x512, got {word!r}")
+    return int(height), int(width)
+
+
+def _print_dense(found: DenseComparison) -> None:
+    screen = output()
+    if found.models:
+        first = found.models[0]
+        table = Table(box=None, header_style="bold", title=escape(found.title), title_justify="left")
+        table.add_column("backbone")
+        names = ["params (M)", "with head"]
+        for cost in first.costs:
+            names += [f"GMACs at {size_words(cost.size)}", "with head"]
+        for name in (*names, "p50 ms", f"speed / {escape(first.model)}", "memory MB"):
+            table.add_column(name, justify="right")
+        for model in found.models:
+            row = model.to_rows()[0]
+            cells = [f"{row['backbone_params'] / 1e6:.2f}", f"{row['params'] / 1e6:.2f}"]
+            for cost in model.costs:
+                cells += [f"{cost.backbone_macs / 1e9:.1f}", f"{cost.macs / 1e9:.1f}"]
+            speed = model.speed
+            cells.append("–" if speed is None else f"{row['p50_ms']:.1f}")
+            cells.append("–" if speed is None or speed.ratio is None else str(speed.ratio))
+            cells.append("–" if row["peak_memory_mb"] is None else f"{row['peak_memory_mb']:.0f}")
+            table.add_row(escape(model.model), *cells)
+        screen.print(table)
+    for item in found.not_measured:
+        console.print(f"not measured: {item.part} of {item.model}: {item.reason}", style="yellow", markup=False)
 
 
 def _split(words: tuple[str, ...], data: str | None) -> tuple[tuple[str, ...], str | None]:

@@ -26,7 +26,8 @@ class ErfArguments:
     """Measure which input pixels move a unit of a model, and how much."""
 
     models: tyro.conf.Positional[tuple[str, ...]]
-    """Run folders, checkpoint files, registered models, or file.py:factory of your own, drawn side by side."""
+    """Run folders, checkpoint files, registered models, or file.py:factory of your own, drawn side by side. Of a
+    detector or segmenter its backbone is measured."""
     images: tuple[str, ...] = ()
     """Image files, folders or sample:NAME. Without any: noise."""
     layers: tuple[str, ...] = ()

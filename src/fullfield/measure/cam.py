@@ -25,17 +25,20 @@ from fullfield.measure.cam_place import find_place
 from fullfield.measure.cam_result import Cam
 from fullfield.measure.cam_scores import cam_scores
 from fullfield.measure.cam_targets import find_target, one_output
+from fullfield.measure.dense_model import dense_preprocess, dense_view, image_for_maps
 from fullfield.measure.erf_gradient import is_out_of_memory
 from fullfield.measure.erf_model import MeasuredModel, open_measured
 from fullfield.measure.feature_maps import frozen
 from fullfield.tasks.model_file import is_model_file
-from fullfield.tasks.source import OpenedModel, open_model
+from fullfield.tasks.open import OpenedDense, open_any
+from fullfield.tasks.source import OpenedModel
 
 __all__ = ["METHODS", "ImageLike", "ModelSource", "cam", "open_with_classes"]
 
-ModelSource = str | Path | nn.Module | OpenedModel | MeasuredModel
+ModelSource = str | Path | nn.Module | OpenedModel | OpenedDense | MeasuredModel
 ImageLike = str | Path | Image.Image | Tensor
-"""A file, a picture, or a tensor (C, H, W) or (1, C, H, W) that is preprocessed already."""
+"""A file, a picture, or a tensor (C, H, W) or (1, C, H, W) that is preprocessed already (0 to 1 where the model
+normalises)."""
 
 
 def cam(
@@ -59,7 +62,7 @@ def cam(
     Args:
         model: A run folder, a weights file, a registered name, "path/to/file.py:factory", or any module that returns
             logits (B, K), a map of logits (B, K, h, w), or torchvision's detections. It is left as it was: mode,
-            gradients and hooks.
+            gradients and hooks. Runs for detection and segmentation are explained as wholes.
         image: See `ImageLike`.
         method: One of `METHODS`. "hires-cam" shows only what the class score is computed from where the layer is
             followed by pooling and one linear layer; "eigen-cam" knows no class, and its sign is the library's.
@@ -67,7 +70,8 @@ def cam(
         target: A class by index or name; None takes the likeliest, the one with the largest area (segmentation), or
             the detection with the highest score.
         classes: Names of the classes by index; known already for runs and for ImageNet.
-        image_size: Side in pixels to resize files and pictures to; None for the model's own.
+        image_size: Side in pixels to resize files and pictures to, of dense models the shorter one; None for the
+            model's own.
         steps: Points of the deletion and insertion curves less one; 0 leaves the scores out.
         orders: Random maps that the scores are compared with.
         batch_size: Images at a time while scoring; halved where memory runs out.
@@ -94,7 +98,7 @@ def cam(
     preprocess = _preprocess_of(measured)
     if image_size is not None:
         preprocess = replace(preprocess, image_size=image_size)
-    pixels = _tensor_of(image, preprocess, image_size).to(measured.device, measured.dtype)
+    pixels = _tensor_of(image, measured.model, preprocess, image_size).to(measured.device, measured.dtype)
     with frozen(measured.model):
         try:
             return _explain(
@@ -135,7 +139,13 @@ def open_with_classes(
         ConfigError: The device is not to be had here, or the file that should define the model does not.
     """
     if isinstance(model, str | Path) and not is_model_file(model):
-        model = open_model(model, pretrained=pretrained, device=device)
+        model = open_any(model, pretrained=pretrained, device=device)
+    if isinstance(model, OpenedDense):
+        backbone = open_measured(model)
+        whole = replace(backbone, name=backbone.name.removeprefix("backbone of "), is_backbone=False)
+        return replace(whole, model=dense_view(model.model)), model.classes
+    if isinstance(model, nn.Module):
+        model = dense_view(model)
     classes = model.classes if isinstance(model, OpenedModel) else ()
     return open_measured(model, pretrained=pretrained, device=device, image_size=image_size), classes
 
@@ -191,6 +201,7 @@ def _explain(
         image=_picture_of(pixels, preprocess),
         scores=scores,
         box=wanted.box,
+        note=wanted.note,
     )
 
 
@@ -212,10 +223,13 @@ def _run(model: nn.Module, pixels: Tensor) -> object:
         ) from error
 
 
-def _tensor_of(image: ImageLike, preprocess: Preprocess, image_size: int | None) -> Tensor:
+def _tensor_of(image: ImageLike, model: nn.Module, preprocess: Preprocess, image_size: int | None) -> Tensor:
     """Return (1, C, H, W)."""
     if not isinstance(image, Tensor):
         picture = image.convert("RGB") if isinstance(image, Image.Image) else read_image(Path(image))
+        dense = dense_preprocess(model)
+        if dense is not None:
+            return image_for_maps(picture, dense, image_size)
         return eval_transform(preprocess)(picture)[None]
     batch = image[None] if image.ndim == 3 else image
     if batch.ndim != 4 or len(batch) != 1 or not batch.is_floating_point() or 0 in batch.shape:
@@ -230,7 +244,7 @@ def _tensor_of(image: ImageLike, preprocess: Preprocess, image_size: int | None)
 
 
 def _preprocess_of(measured: MeasuredModel) -> Preprocess:
-    """Return how the model wants its images: torchvision's detectors normalise them themselves."""
+    """Return how the model wants its images: detectors and segmenters normalise them themselves."""
     if _own_mean(measured.model) is None:
         return measured.preprocess
     channels = measured.preprocess.channels
@@ -238,6 +252,10 @@ def _preprocess_of(measured: MeasuredModel) -> Preprocess:
 
 
 def _own_mean(model: nn.Module) -> list[float] | None:
+    """Return the mean colour that a model subtracts itself; None of one that takes normalised images."""
+    dense = dense_preprocess(model)
+    if dense is not None:
+        return list(dense.mean)
     mean = getattr(getattr(model, "transform", None), "image_mean", None)
     return None if mean is None else [float(value) for value in mean]
 

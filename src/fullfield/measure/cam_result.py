@@ -45,6 +45,8 @@ class Cam:
     """Deletion and insertion; None if they were not asked for."""
     box: tuple[float, float, float, float] | None = None
     """Of a detection: left, top, right, bottom, pixels."""
+    note: str = ""
+    """What the reader must know of the place that is explained; "" for nothing."""
 
     @property
     def empty(self) -> bool:
@@ -79,6 +81,7 @@ class Cam:
             "confidence": self.confidence,
             "empty": self.empty,
             "box": None if self.box is None else list(self.box),
+            "note": self.note,
             "scores": scores,
         }
 

@@ -1,8 +1,10 @@
 """What a class-activation map explains: one number of a model's output, for classifiers, dense models and detectors.
 
 A target is found from the output itself: logits (B, K), a map of logits (B, K, h, w), or torchvision's list of
-dictionaries of boxes. It has two sides. `scalar` is the number whose gradient the map is made of, by the `grad-cam`
-library's own callables; `confidence` is what deletion and insertion follow, a number between 0 and 1.
+dictionaries of boxes. It has two sides. `scalar` is the number whose gradient the map is made of: the logit
+of a class or its sum over the pixels of the class, by the `grad-cam` library's own callables, or the score of the
+surest box, which in one-stage and two-stage heads alike is computed from the maps that the box was found on.
+`confidence` is what deletion and insertion follow, a number between 0 and 1.
 """
 
 from __future__ import annotations
@@ -19,8 +21,6 @@ from torchvision.ops import box_iou
 from fullfield.errors import ConfigError, MissingExtraError, nearest
 
 __all__ = ["Target", "find_target", "grad_cam_library", "one_output"]
-
-OVERLAP = 0.5  # the library's: boxes that overlap less are other objects
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class Target:
     segmentation; for detection, the best score times overlap with the box (D-RISE, Petsiuk et al. 2021)."""
     box: tuple[float, float, float, float] | None = None
     """The detected box: left, top, right, bottom, pixels."""
+    note: str = ""
+    """What the reader must know of the place that is explained; "" for nothing."""
 
 
 def grad_cam_library(module: str = "") -> Any:
@@ -68,12 +70,13 @@ def find_target(output: Any, target: int | str | None, classes: Sequence[str]) -
     Args:
         output: Of one image, as `one_output` gives it.
         target: A class by index or name. None takes the likeliest class, the class with the largest area, or the
-            detection with the highest score.
+            detection with the highest score. Of a class in a map of logits the pixels that the model gives to it are
+            explained, or all pixels, with a note, if there are none.
         classes: Names by index; may be empty.
 
     Raises:
-        ConfigError: There is no such class, it is nowhere in this image (segmentation, detection), or the output is
-            of no kind that is known here.
+        ConfigError: There is no such class, no detection of it, or no foreground at all; or the output is of no kind
+            that is known here.
         MissingExtraError: grad-cam is not installed.
     """
     if isinstance(output, Tensor) and output.ndim == 2:
@@ -103,21 +106,26 @@ def _of_dense_logits(logits: Tensor, target: int | str | None, classes: Sequence
     binary = logits.shape[1] == 1
     labels = (logits[0, 0] > 0).long() - 1 if binary else logits[0].argmax(dim=0)  # -1: background of one channel
     present = labels[labels >= 0].bincount(minlength=logits.shape[1])
-    if not bool(present.any()):
+    if target is None and not bool(present.any()):
         raise ConfigError("the model marks no pixel of this image as foreground, so there is no region to explain")
     index = int(present.argmax()) if target is None else _class_index(target, logits.shape[1], classes)
+    mask, note = labels == index, ""
     if present[index] == 0:
-        found = ", ".join(_class_name(int(i), classes) for i in present.nonzero().flatten())
-        raise ConfigError(f"no pixel of this image is {_class_name(index, classes)!r} for the model; it finds {found}")
-    mask = labels == index
+        found = ", ".join(_class_name(int(i), classes) for i in present.nonzero().flatten()) or "only background"
+        mask = torch.ones_like(mask)
+        note = (
+            f"no pixel of this image is {_class_name(index, classes)!r} for the model, which finds {found}: the map is"
+            " of the class's logit over all pixels"
+        )
     targets = grad_cam_library(".utils.model_targets")
+    # the sum over the pixels, of which the map is that of the mean: it is scaled to its peak
     scalar = targets.SemanticSegmentationTarget(index, mask.cpu().numpy())
 
     def confidence(output: Tensor) -> Tensor:
         probability = output.float().sigmoid() if binary else output.float().softmax(dim=1)
         return probability[:, index][:, mask].mean(dim=1)
 
-    return Target("segment", index, _class_name(index, classes), scalar, confidence)
+    return Target("segment", index, _class_name(index, classes), scalar, confidence, note=note)
 
 
 def _of_boxes(found: Mapping[str, Tensor], target: int | str | None, classes: Sequence[str]) -> Target:
@@ -133,8 +141,13 @@ def _of_boxes(found: Mapping[str, Tensor], target: int | str | None, classes: Se
             raise ConfigError(f"the model detects no {_class_name(wanted, classes)!r} in this image; it finds {seen}")
         best = int(torch.where(labels == wanted, scores, scores.new_tensor(-1.0)).argmax())
     index, box = int(labels[best]), boxes[best]
-    targets = grad_cam_library(".utils.model_targets")
-    scalar = targets.FasterRCNNBoxScoreTarget([index], [box.cpu().numpy()], iou_threshold=OVERLAP)
+
+    def scalar(detections: Mapping[str, Tensor]) -> Tensor:
+        # the library's own target takes the first box of the greatest overlap, whatever its class: heads that give one
+        # box several classes would be explained by another class, or by nothing
+        same = detections["labels"] == index
+        overlap = box_iou(box[None], detections["boxes"].detach()[same])[0]
+        return detections["scores"][same][overlap.argmax()] if bool(same.any()) else detections["scores"].sum() * 0
 
     def one(detections: Mapping[str, Tensor]) -> Tensor:
         same = detections["labels"] == index

@@ -1,8 +1,10 @@
 """The model whose field is measured, and whether its weights were trained.
 
-The effective field of random weights shows their initialisation (a LayerScale of 1e-6 or a zeroed last norm hides a
-whole branch), so every result says what the weights are. For a module that does not say where its weights come from
-the norms tell: training moves their statistics and scales off the values at which they start.
+Of a detector or segmenter it is the net under its head, with the weights that it has there: the field of a head's
+output would say more of the head than of the net. The effective field of random weights shows their initialisation (a
+LayerScale of 1e-6 or a zeroed last norm hides a whole branch), so every result says what the weights are. For a module
+that does not say where its weights come from the norms tell: training moves their statistics and scales off the values
+at which they start.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ from fullfield.data import Preprocess
 from fullfield.errors import ConfigError
 from fullfield.models.registry import create_model, model_spec
 from fullfield.tasks.model_file import is_model_file, load_model_file
+from fullfield.tasks.open import OpenedDense, backbone_of, open_any
 from fullfield.tasks.pretrained import published_preprocess
-from fullfield.tasks.source import OpenedModel, open_model, pick_device
+from fullfield.tasks.source import OpenedModel, pick_device
 
 __all__ = ["MeasuredModel", "open_measured", "weights_of", "with_random_weights"]
 
@@ -33,6 +36,8 @@ class MeasuredModel:
     preprocess: Preprocess
     weights: str
     """"trained", "random" or "unknown"."""
+    is_backbone: bool = False
+    """Whether it is the net of a detector or segmenter, which knows no classes; its name says so too."""
 
     @property
     def device(self) -> torch.device:
@@ -46,7 +51,7 @@ class MeasuredModel:
 
 
 def open_measured(
-    model: str | Path | nn.Module | OpenedModel | MeasuredModel,
+    model: str | Path | nn.Module | OpenedModel | OpenedDense | MeasuredModel,
     *,
     pretrained: bool = False,
     device: str = "auto",
@@ -56,7 +61,8 @@ def open_measured(
 
     Args:
         model: A module (used as it is, on its own device), a registered name, a run folder, a weights file, or
-            "path/to/file.py:factory", see `load_model_file`.
+            "path/to/file.py:factory", see `load_model_file`. Of a run for detection or segmentation the backbone is
+            taken.
         pretrained: For a registered name: fetch timm's weights.
         device: Of a model that is opened here: "auto", "cpu", "cuda", ...
         image_size: Attention nets of a fixed size are set to it, if they are opened here.
@@ -70,18 +76,25 @@ def open_measured(
         return model
     if isinstance(model, nn.Module):
         return MeasuredModel(_name_of(model), model, _preprocess_of(model), weights_of(model))
-    if not isinstance(model, OpenedModel) and is_model_file(model):
+    if not isinstance(model, OpenedModel | OpenedDense) and is_model_file(model):
         module = load_model_file(model).to(pick_device(device))
         measured = MeasuredModel(Path(model).name, module, _preprocess_of(module), weights_of(module))
     else:
-        opened = model if isinstance(model, OpenedModel) else open_model(model, pretrained=pretrained, device=device)
-        name = opened.name if opened.source == opened.name else f"{opened.name} ({Path(opened.source).name})"
-        weights = "trained" if opened.trained else "random"
-        measured = MeasuredModel(name, opened.model, opened.preprocess, weights)
+        if not isinstance(model, OpenedModel | OpenedDense):
+            model = open_any(model, pretrained=pretrained, device=device)
+        measured = _measured(model)
     resize = getattr(measured.model, "set_input_size", None)
     if image_size is not None and image_size != measured.preprocess.image_size and callable(resize):
         resize(img_size=(image_size, image_size))
     return measured
+
+
+def _measured(opened: OpenedModel | OpenedDense) -> MeasuredModel:
+    dense = isinstance(opened, OpenedDense)
+    name = opened.name if opened.source == opened.name else f"{opened.name} ({Path(opened.source).name})"
+    net = backbone_of(opened) if isinstance(opened, OpenedDense) else opened
+    weights = "trained" if opened.trained else "random"
+    return MeasuredModel(f"backbone of {name}" if dense else name, net.model, net.preprocess, weights, dense)
 
 
 def with_random_weights(measured: MeasuredModel) -> MeasuredModel:
