@@ -114,7 +114,7 @@ def _draw_overlay(panel: Any, result: Cam) -> None:
     _without_frame(panel)
     _draw_box(panel, result)
     size = "×".join(map(str, result.map_size))
-    panel.set_title(f"{result.method}\n{_shortened(result.model)}, {result.layer} {size}", fontsize=9)
+    panel.set_title(f"{result.method}\n{_shortened(f'{result.model}, {result.layer}', 40)} {size}", fontsize=9)
     label = "nothing speaks for the class" if result.empty else ""
     if result.scores is not None:
         told = (

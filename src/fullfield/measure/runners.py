@@ -98,9 +98,15 @@ def open_named(source: str, image_size: int | tuple[int, int] | None = None) -> 
     Raises:
         ModelNotFoundError: Neither a path nor a registered name.
         CheckpointError: The path holds no usable weights.
-        ConfigError: The file makes no model.
+        ConfigError: The file makes no model, or it is a detector's or segmenter's run.
     """
-    model = load_model_file(source) if is_model_file(source) else open_measured(source, device="cpu").model
+    if is_model_file(source):
+        model = load_model_file(source)
+    else:
+        measured = open_measured(source, device="cpu")
+        if measured.is_backbone:
+            raise ConfigError(f"{source} is a detector or segmenter; measure its net with `fullfield compare --task`")
+        model = measured.model
     resize = getattr(model, "set_input_size", None)
     if image_size is not None and callable(resize):
         resize(img_size=(image_size, image_size) if isinstance(image_size, int) else image_size)

@@ -99,6 +99,8 @@ def shift(
             f"count and batch_size must be at least 1 and copies at least 2, got {count}, {batch_size} and {copies}"
         )
     measured = open_measured(model, pretrained=pretrained, device=device, image_size=image_size)
+    if measured.is_backbone:
+        raise ConfigError(f"{measured.name} has no class to compare; fullfield erf looks into detectors and segmenters")
     opened, room = _larger_images(measured, images, image_size, max_shift, count, seed)
     size = (opened.size[0] - room, opened.size[1] - room)
     first = torch.zeros(1, measured.preprocess.channels, *size, device=measured.device, dtype=measured.dtype)
