@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+import fullfield
 from tests.data.detection.annotation_files import coco_content, voc_xml, write_coco, write_text, yolo_lines
 
 NAMES = ("red", "green")
@@ -38,6 +40,7 @@ HEADS: dict[str, dict[str, Any]] = {
     "fcos": COMMON | {"head": "fcos", "head_args": ("fpn_channels=16", "convs=1")},
     "mask_rcnn": COMMON | {"head": "mask_rcnn", "head_args": (*REGIONS, "mask_features=16")},
     "faster_rcnn": COMMON | {"head": "faster_rcnn", "head_args": REGIONS},
+    "retinanet": COMMON | {"head": "retinanet", "head_args": ("fpn_channels=16", "convs=1", "score_threshold=0.0")},
     "upernet": COMMON | {"head": "upernet", "head_args": ("channels=16", "auxiliary_channels=8")},
 }
 """Options of `fullfield.train` with which a run takes about a second."""
@@ -137,3 +140,27 @@ def columns(run: Path) -> list[str]:
     """Return the header of a run's metrics.csv."""
     with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
         return next(csv.reader(file))
+
+
+@pytest.fixture(scope="session")
+def boxes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """COCO annotations with outlines: eight pictures to train on and three for validation."""
+    return write_boxes(tmp_path_factory.mktemp("data") / "boxes")
+
+
+@pytest.fixture(scope="session")
+def maps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Label maps, as many."""
+    return write_maps(tmp_path_factory.mktemp("data") / "maps")
+
+
+@pytest.fixture(scope="session")
+def detector_run(boxes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of fcos."""
+    return fullfield.train(boxes, out=tmp_path_factory.mktemp("runs") / "fcos", **HEADS["fcos"]).run
+
+
+@pytest.fixture(scope="session")
+def segmenter_run(maps: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of upernet."""
+    return fullfield.train(maps, out=tmp_path_factory.mktemp("runs") / "upernet", **HEADS["upernet"]).run

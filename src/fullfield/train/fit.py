@@ -32,7 +32,6 @@ from fullfield.tasks.source import pick_device
 from fullfield.train.callbacks import Patience, RunKeeper, ScreenProgress, UnreadableImages, averaging
 from fullfield.train.checkpoint import AtomicCheckpointIO, Position, State, newest_state
 from fullfield.train.data_bound import DataBound
-from fullfield.train.freeze import freeze
 from fullfield.train.kinds import Data, Datasets, Kind, Start, kind_of
 from fullfield.train.module import TrainModule
 from fullfield.train.processes import Processes, ignore_stop_signals
@@ -90,7 +89,7 @@ def fit(
     if settings.grad_checkpointing:
         checkpoint_gradients(kind.freezable(model))
     if settings.freeze:
-        frozen = freeze(kind.freezable(model), settings.freeze)  # after all that replaces modules
+        frozen = kind.freeze(model, settings.freeze)  # after all that replaces modules
         if processes.first:
             console.print(f"Frozen: {frozen.frozen:,} parameters; {frozen.trained:,} are trained", style="dim")
     if settings.precision == "64":

@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from fullfield.errors import TrainingError
+from fullfield.errors import FullfieldError, TrainingError
 from fullfield.tasks.task import Result, Task
 from fullfield.train.image_sizes import resize_batch, side_at
 from fullfield.train.parameter_groups import parameter_groups
@@ -96,7 +96,7 @@ class TrainModule(pl.LightningModule):
         torch.manual_seed(step_seed(self.settings.seed, self.current_epoch * 10_000_019 + batch_idx, self.global_rank))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
-        """Return the batch's loss; None skips the step, where none of its images could be read in any process.
+        """Return the batch's loss; None skips the step of one process where none of its images could be read.
 
         With several processes the loss is weighed by the share of readable images, so that the mean over processes,
         which is what their gradients are the gradient of, is the mean over images.
@@ -109,17 +109,17 @@ class TrainModule(pl.LightningModule):
         count = len(batch.images)
         (images,) = self.processes.sum([count])
         self.batch_loss = 0.0
-        if not images:
+        if not images and self.processes.size == 1:  # Lightning refuses to skip a step of several
             return None
         if not count:  # the other processes wait for this one's gradients: give them zeros
             return self.task.idle(self.blank_images())
         try:
             loss = self.task.loss(batch)
         except ValueError as error:
-            if count > 1:
+            if count > 1 or isinstance(error, FullfieldError):  # which says itself what is wrong
                 raise
             raise TrainingError(
-                f"a batch of one image of {batch.images.shape[-1]} pixels can't be normalised ({error}). Use a"
+                f"a batch of one image of {batch.images[0].shape[-1]} pixels can't be normalised ({error}). Use a"
                 " --batch-size of 2 or more, or a larger --image-size"
             ) from error
         if not torch.isfinite(loss):

@@ -14,6 +14,8 @@ from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fullfield.tasks.segmentation.heads import PooledBatchNorm2d
+
 __all__ = ["convert_batch_norm", "normalise_together"]
 
 
@@ -84,6 +86,11 @@ class _BatchNorm3d(nn.BatchNorm3d):
         return normalise_together(self, x) if _together(self) else super().forward(x)
 
 
+class _PooledBatchNorm2d(PooledBatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return normalise_together(self, x) if _together(self) else super().forward(x)
+
+
 class _BatchNormAct2d(BatchNormAct2d):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.act(self.drop(normalise_together(self, x))) if _together(self) else super().forward(x)
@@ -95,6 +102,7 @@ _ON_CPU: dict[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm2d: _BatchNorm2d,
     nn.BatchNorm3d: _BatchNorm3d,
     BatchNormAct2d: _BatchNormAct2d,
+    PooledBatchNorm2d: _PooledBatchNorm2d,
 }
 
 

@@ -72,8 +72,8 @@ class SegmentationResult:
 
     @property
     def score(self) -> float:
-        """The figure by which epochs are compared: `miou`."""
-        return self.miou
+        """The figure by which epochs are compared: `miou`; 0 without a labelled pixel."""
+        return self.miou if np.isfinite(self.miou) else 0.0
 
     def scalars(self) -> dict[str, float]:
         """Return the single numbers by name, as they are printed and stored."""
