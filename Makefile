@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DEMO   ?= demo
 
-.PHONY: setup demo test test-all lint types imports check bench bench-backbones clean
+.PHONY: setup demo demo-detect demo-segment test test-all lint types imports check bench bench-backbones clean
 
 setup: $(READY)
 
@@ -18,6 +18,12 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	@$(BIN)/python examples/demo.py --out $(DEMO)
+
+demo-detect: $(READY)
+	@$(BIN)/python examples/demo_detect.py --out $(DEMO)-detect
+
+demo-segment: $(READY)
+	@$(BIN)/python examples/demo_segment.py --out $(DEMO)-segment
 
 test: $(READY)
 	@$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
@@ -44,4 +50,4 @@ bench-backbones: $(READY)
 	@$(BIN)/python benchmarks/backbones_cpu.py --resume
 
 clean:
-	rm -rf $(VENV) $(DEMO) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(DEMO) $(DEMO)-detect $(DEMO)-segment .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

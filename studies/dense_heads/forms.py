@@ -1,4 +1,4 @@
-"""The blood-cell annotations (COCO) written again as Pascal VOC and as YOLO, over the same images."""
+"""The blood-cell annotations (COCO) written again as Pascal VOC and as YOLO, and a part of the nuclei."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-__all__ = ["as_voc", "as_yolo"]
+__all__ = ["as_voc", "as_yolo", "few_nuclei"]
 
 SPLITS = ("train", "val", "test")
 
@@ -76,4 +76,19 @@ def as_yolo(source: Path, folder: Path) -> Path:
     listed = "".join(f"  {number}: {names[category]}\n" for number, category in enumerate(sorted(names)))
     text = "train: images/train\nval: images/val\ntest: images/test\nnames:\n" + listed
     (folder / "data.yaml").write_text(text, encoding="utf-8")
+    return folder
+
+
+def few_nuclei(source: Path, folder: Path, train: int = 120, val: int = 40) -> Path:
+    """Write the COCO annotations of the first images of each split, with a link to the images; return `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    link = folder / "images"
+    if not link.exists():
+        link.symlink_to((source / "images").resolve())
+    for split, count in (("train", train), ("val", val)):
+        document = json.loads((source / f"instances_{split}.json").read_text(encoding="utf-8"))
+        document["images"] = sorted(document["images"], key=lambda image: image["id"])[:count]
+        kept = {image["id"] for image in document["images"]}
+        document["annotations"] = [one for one in document["annotations"] if one["image_id"] in kept]
+        (folder / f"instances_{split}.json").write_text(json.dumps(document), encoding="utf-8")
     return folder

@@ -13,7 +13,7 @@ DATA = {
     "bccd_coco": "blood cells, COCO",
     "voc": "blood cells, Pascal VOC",
     "yolo": "blood cells, YOLO",
-    "nuclei_coco": "nuclei, COCO",
+    "nuclei": "nuclei (120 images), COCO",
     "camvid11": "CamVid, mask folder",
 }
 HEAD = """# Every head learns, from every form of annotation

@@ -39,7 +39,7 @@ def read_image_data(source: str | Path, *, val_share: float = 0.15, seed: int = 
     Args:
         source: A folder of images (see `read_folder`), a file ending in .csv (see `read_csv`), a folder or file of
             tar shards (see `read_shards`) or Parquet (see `read_parquet`), a folder of a saved Hugging Face data set
-            (see `read_arrow`), or "sample:NAME" (see `sample_names`).
+            (see `read_arrow`), or "sample:NAME" (see `sample_names("classify")`).
         val_share: The share of each class to cut for validation, where the data have no validation part.
         seed: Decides which images that cut takes.
 
@@ -50,7 +50,7 @@ def read_image_data(source: str | Path, *, val_share: float = 0.15, seed: int = 
     """
     name = str(source)
     if name.startswith(SAMPLE_PREFIX):
-        folder = sample_path(name.removeprefix(SAMPLE_PREFIX))
+        folder = sample_path(name.removeprefix(SAMPLE_PREFIX), "classify")
         return replace(read_folder(folder, val_share=val_share, seed=seed), source=name)
     path = Path(source)
     try:

@@ -141,7 +141,7 @@ class RunKeeper(Callback):
         if not math.isfinite(loss):
             raise TrainingError(
                 f"the validation loss is {loss} after epoch {trainer.current_epoch + 1}; the last good weights"
-                " are kept. Try a lower --lr, --clip-grad 1, or --precision 32"
+                " are kept. Try a lower --lr, --clip-grad 1, or --precision 32; for RaCNN --model-args layer_scale=0.1"
             )
         if result.score > self.best_score:
             self.best_score, self.best_epoch = result.score, trainer.current_epoch + 1

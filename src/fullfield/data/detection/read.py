@@ -13,6 +13,7 @@ from fullfield.data.detection.objects import DetectionData, DetectionSample
 from fullfield.data.detection.voc import has_voc, read_voc
 from fullfield.data.detection.yolo import find_data_yaml, read_yolo
 from fullfield.data.image_list import collector_paused, nearest_sibling
+from fullfield.data.sample import SAMPLE_PREFIX, sample_path
 from fullfield.data.split import stratified_split
 from fullfield.errors import ConfigError, DataError
 
@@ -35,7 +36,7 @@ def read_detection_data(source: str | Path, *, val_share: float = 0.15, seed: in
     broken file are refused.
 
     Args:
-        source: A folder or file: see `read_coco`, `read_voc` and `read_yolo`.
+        source: A folder or file: see `read_coco`, `read_voc` and `read_yolo`; or "sample:NAME".
         val_share: The share of the training images to set aside, where no validation part is given.
         seed: Decides which images that takes.
 
@@ -45,7 +46,7 @@ def read_detection_data(source: str | Path, *, val_share: float = 0.15, seed: in
     """
     if not 0 < val_share < 1:
         raise ConfigError(f"The held-out share is {val_share!r}; it must lie between 0 and 1, for instance 0.15.")
-    path = Path(source)
+    path = _path(source)
     try:
         exists = bool(str(source)) and path.exists()
         reader = _reader(path) if exists else None
@@ -70,11 +71,22 @@ def read_detection_data(source: str | Path, *, val_share: float = 0.15, seed: in
 def is_detection_data(path: str | Path) -> bool:
     """Say, at a glance, whether a path holds annotations that `read_detection_data` understands."""
     try:
-        return bool(str(path)) and Path(path).exists() and _reader(Path(path)) is not None
+        where = _path(path)
+    except DataError:  # a sample for another task
+        return False
+    try:
+        return bool(str(path)) and where.exists() and _reader(where) is not None
     except DataError:  # it is such data, with a defect that reading will tell
         return True
     except (OSError, ValueError):
         return False
+
+
+def _path(source: str | Path) -> Path:
+    name = str(source)
+    if name.startswith(SAMPLE_PREFIX):
+        return sample_path(name.removeprefix(SAMPLE_PREFIX), "detect")
+    return Path(source)
 
 
 def _reader(path: Path) -> Callable[[Path], Listing] | None:

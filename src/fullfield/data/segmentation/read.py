@@ -72,7 +72,7 @@ def read_segmentation_data(source: str | Path, *, val_share: float = 0.15, seed:
 
 def _root(source: str | Path) -> Path:
     name = str(source)
-    return sample_path(name.removeprefix(SAMPLE_PREFIX)) if name.startswith(SAMPLE_PREFIX) else Path(source)
+    return sample_path(name.removeprefix(SAMPLE_PREFIX), "segment") if name.startswith(SAMPLE_PREFIX) else Path(source)
 
 
 def _read_folders(root: Path, val_share: float, seed: int) -> SegmentationData:

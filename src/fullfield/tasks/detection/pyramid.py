@@ -45,6 +45,23 @@ def crop_maps(maps: dict[str, Tensor], strides: Sequence[int], index: int, size:
     }
 
 
+class WideP6P7(LastLevelP6P7):
+    """torchvision's two coarsest maps, in float32 under autocast.
+
+    In bfloat16 on a CPU the weight gradient of a convolution of stride 2 on a map of one pixel is made of memory that
+    nobody wrote (torch 2.15), and the maps may be that small. They cost next to nothing.
+    """
+
+    def forward(self, p: list[Tensor], c: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
+        """Append P6 and P7 to the maps `p` of the pyramid, and their names."""
+        device = p[-1].device.type
+        if not torch.is_autocast_enabled(device):
+            return super().forward(p, c, names)  # type: ignore[no-any-return]
+        with torch.autocast(device, enabled=False):
+            added, names = super().forward([p[-1].float()], [c[-1].float()], names)
+        return [*p, *(x.to(p[-1].dtype) for x in added[1:])], names
+
+
 class FeaturePyramid(nn.Module):
     """Feature pyramid network (Lin et al., 2017) with coarser maps on top, [(B, C_i, H_i, W_i)] -> {name: map}.
 
@@ -61,7 +78,7 @@ class FeaturePyramid(nn.Module):
 
     def __init__(self, in_channels: Sequence[int], channels: int, *, strides: Sequence[int], convolved: bool) -> None:
         super().__init__()
-        top = LastLevelP6P7(channels, channels) if convolved else LastLevelMaxPool()
+        top = WideP6P7(channels, channels) if convolved else LastLevelMaxPool()
         self.fpn = FeaturePyramidNetwork(list(in_channels), channels, extra_blocks=top)
         last = strides[-1]
         self.strides = (*strides, *((2 * last, 4 * last) if convolved else (2 * last,)))

@@ -52,7 +52,7 @@ class Detect(DenseKind):
         where = "a GPU" if gpu else "a CPU"
         samples = data.splits["train"]
         fitting = Fitting(settings)
-        fitting.fit("model", "racnn_tiny" if gpu else "racnn_pico", f"a size that trains well on {where}")
+        fitting.fit_model(device)
         if data.has_masks and gpu:
             fitting.fit("head", "mask_rcnn", "the data has outlines")
         else:

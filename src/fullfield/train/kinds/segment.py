@@ -55,7 +55,7 @@ class Segment(DenseKind):
         where = "a GPU" if gpu else "a CPU"
         samples = data.splits["train"]
         fitting = Fitting(settings)
-        fitting.fit("model", "racnn_tiny" if gpu else "racnn_pico", f"a size that trains well on {where}")
+        fitting.fit_model(device)
         fitting.fit("head", "upernet", "the usual head of backbones on ADE20K")
         if not gpu:
             head = HEADS.get(fitting.settings.head or "")
