@@ -27,8 +27,8 @@ class TrainArguments(TrainSettings):
 
     data: tyro.conf.Positional[str]
     """Image folder (root/class/*.jpg, with or without train/val/test), CSV list (path,label), tar shards, Parquet
-    files, a saved Hugging Face data set, or sample:blood_cells; COCO, Pascal VOC or YOLO annotations; images/ with
-    masks/, ADE20K or Cityscapes."""
+    files, a saved Hugging Face data set; COCO, Pascal VOC or YOLO annotations; images/ with masks/, ADE20K or
+    Cityscapes; or sample:NAME (blood_cells, blood_cells_boxes, nuclei)."""
 
 
 def run(argv: list[str]) -> int:
