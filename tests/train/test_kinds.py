@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from fullfield.train.kinds import kind_of
 from fullfield.train.kinds.find import find_task
 from fullfield.train.settings import TrainSettings
 from tests.images import write_photos
-from tests.train.dense_data import HEADS, boxes, maps, write_voc, write_yolo
+from tests.train.dense_data import HEADS, boxes, maps, write_boxes, write_voc, write_yolo
 
 pytest.importorskip("faster_coco_eval", reason="needs fullfield[detect]")
 pytest.importorskip("segmentation_models_pytorch", reason="needs fullfield[segment]")
@@ -92,11 +93,13 @@ def test_what_is_given_is_not_fitted_and_each_fitted_value_has_its_reason(boxes:
     kind = kind_of("detect")
     given = settings_of(boxes, head="retinanet", image_size=96, lr=0.5, epochs=3, head_args=("convs=1",))
     settings, notes = kind.fit(given, kind.read(given), CPU)
-    assert settings == replace(given, model="racnn_pico", long_side=160, batch_size=4, workers=settings.workers)
-    assert sorted(note.split(":")[0].rsplit(" ", 1)[0] for note in notes) == [
+    fitted = {"model": "racnn_pico", "model_args": ("layer_scale=0.1",), "long_side": 160, "batch_size": 4}
+    assert settings == replace(given, **fitted, workers=settings.workers)
+    assert sorted(re.split(r" [\d(r]", note)[0] for note in notes) == [
         "batch size",
         "long side",
         "model",
+        "model args",
         "workers",
     ]
 
@@ -167,3 +170,15 @@ def test_freezing_parts_of_a_net_is_freezing_them_in_a_classifier(boxes: Path) -
     ours, theirs = ([p.requires_grad for p in model.parameters()] for model in (start.model, other.model))
     assert ours == theirs
     assert not all(ours)
+
+
+@pytest.mark.parametrize(("net", "told"), [("resnet18", False), ("pvt_v2_b0", True)])
+def test_a_net_that_lets_the_padding_of_a_batch_in_is_named_at_the_start(
+    tmp_path: Path, net: str, *, told: bool
+) -> None:
+    settings = TrainSettings(
+        str(write_boxes(tmp_path)), task="detect", **(HEADS["fcos"] | {"model": net, "model_args": ()})
+    )
+    kind = kind_of("detect")
+    notes = kind.start(settings, kind.read(settings)).notes
+    assert any("padding of a batch reaches" in note for note in notes) is told

@@ -14,10 +14,12 @@ from fullfield.data.detection.dataset import ObjectDetection, collate_detection
 from fullfield.data.detection.objects import DetectionData, DetectionSample
 from fullfield.data.detection.read import read_detection_data
 from fullfield.data.detection.transforms import DetectionAugment, train_transform_detection
+from fullfield.models.registry import list_models
 from fullfield.tasks.detection.average_precision import DetectionResult
 from fullfield.tasks.detection.evaluate import evaluate_detection
 from fullfield.tasks.detection.task import DetectionTask
 from fullfield.tasks.open import OpenedDense, open_any
+from fullfield.tasks.padding_leaks import unmasked_modules
 from fullfield.tasks.run_folder import RunFolder
 from fullfield.train.dense_report import detection_report
 from fullfield.train.kinds.dense import DenseKind, Fitting
@@ -67,6 +69,21 @@ class Detect(DenseKind):
         fitting.fit("long_side", round(used * 1333 / 800), "in proportion to COCO's 800 and 1333")
         fitting.fit_schedule(len(samples), 16 if gpu else 4, 2e-4 if gpu else 1e-3, device)
         return fitting.settings, fitting.notes
+
+    def start(self, settings: TrainSettings, data: DetectionData) -> Start:
+        """Return a new detector; where the padding of a batch would reach its net, say so."""
+        start = super().start(settings, data)
+        backbone: Any = start.model.backbone
+        if backbone.name in {info.name for info in list_models() if info.source == "fullfield"}:
+            return start  # these are covered, which is tested
+        leaks = unmasked_modules(backbone, start.preprocess.channels)
+        if not leaks:
+            return start
+        note = (
+            f"In {backbone.name} the padding of a batch reaches the images through {', '.join(leaks[:3])}: images of"
+            " several sizes give other objects together than alone."
+        )
+        return replace(start, notes=(*start.notes, note))
 
     def preprocess(
         self, settings: TrainSettings, mean: Sequence[float], std: Sequence[float], channels: int
