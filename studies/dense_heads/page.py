@@ -46,23 +46,24 @@ def table(rows: list[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def page() -> str:
+    """Return the text of README.md."""
     with (HERE / "results.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     long = [row for row in rows if row["run"].endswith("-long")]
     short = [row for row in rows if not row["run"].endswith("-long")]
-    parts = [HEAD]
-    if long:
-        parts += ["## Minutes of training\n", table(long), ""]
-    if short:
-        parts += ["## A short run of each\n", table(short), ""]
+    parts = [HEAD, "## Minutes of training\n", table(long), "", "## A short run of each\n", table(short), ""]
     devices = sorted({(row["device"], row["threads"], row["torch"], row["date"]) for row in rows})
     told = "; ".join(
         f"{device}, {threads} thread(s), torch {torch}, {date}" for device, threads, torch, date in devices
     )
-    parts.append(f"Minutes are of a machine that did other work as well: {told}.")
+    parts.append(f"Two runs at a time, on a machine that did other work as well: {told}.")
+    return "\n".join(parts) + "\n"
+
+
+def main() -> None:
     with atomic_write(HERE / "README.md") as partial:
-        partial.write_text("\n".join(parts) + "\n", encoding="utf-8")
+        partial.write_text(page(), encoding="utf-8")
 
 
 if __name__ == "__main__":
