@@ -88,7 +88,7 @@ def test_training_example_of_the_readme_calls_what_exists(monkeypatch, tmp_path)
         return Result
 
     monkeypatch.setattr("fullfield.train.run.train", fake_train)
-    monkeypatch.setattr("fullfield.tasks.predict.predict", lambda *_: [])
+    monkeypatch.setattr("fullfield.tasks.predict_any.predict_any", lambda *_: [])
     exec(compile(code, "README.md", "exec"), {})  # noqa: S102
     assert seen["settings"].epochs == 10
 

@@ -162,7 +162,7 @@ def test_ctrl_c_exits_with_130(call: Call, monkeypatch: pytest.MonkeyPatch) -> N
     def press(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fullfield.cli.predict.open_model", press)
+    monkeypatch.setattr("fullfield.cli.predict.open_any", press)
     assert call("predict", "run", "a.jpg")[0] == 130
 
 
@@ -170,7 +170,7 @@ def test_bugs_are_not_hidden(call: Call, monkeypatch: pytest.MonkeyPatch) -> Non
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("fullfield.cli.predict.open_model", fail)
+    monkeypatch.setattr("fullfield.cli.predict.open_any", fail)
     with pytest.raises(ZeroDivisionError):
         call("predict", "run", "a.jpg")
 
