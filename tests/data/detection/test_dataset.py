@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from fullfield.data import EpochSampler, SampleKey, Unreadable
 from fullfield.data.dense import DensePreprocess
 from fullfield.data.detection.dataset import DetectionBatch, DetectionItem, ObjectDetection, collate_detection
+from fullfield.data.detection.geometry import empty_masks
 from fullfield.data.detection.objects import DetectionSample, Objects
 from fullfield.data.detection.transforms import DetectionAugment, train_transform_detection
 from fullfield.errors import ConfigError, DataError
@@ -266,3 +267,10 @@ def test_real_photographs_pass_with_everything_on(shared_data: Path) -> None:
             assert image.shape == (3, 320, 320)
             assert len(target["boxes"]) == len(target["labels"]) == len(target["crowd"]) == len(target["masks"])
             assert (target["masks"].flatten(1).sum(1) > 0).all()
+
+
+def test_more_masks_than_memory_should_hold_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fullfield.data.detection.geometry.MAX_MASK_BYTES", 64 * 48 * 2)
+    with pytest.raises(DataError, match=r"3 objects at 64 × 48 pixels need 0\.0 GB of masks, more than"):
+        empty_masks(3, (48, 64))
+    assert empty_masks(2, (48, 64)).shape == (2, 48, 64)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fullfield.data.detection.geometry import AnnotatedImage, mask_box
+from fullfield.data.detection.geometry import AnnotatedImage, empty_masks, mask_box
 
 __all__ = ["MAX_HIDDEN", "copy_paste"]
 
@@ -54,7 +54,7 @@ def copy_paste(below: AnnotatedImage, above: AnnotatedImage, *, max_hidden: floa
         if hidden[index] < area and (crowd or hidden[index] <= max_hidden * area)
     ]
     boxes = torch.cat([below.boxes[kept], above.boxes[taken]])
-    merged = torch.empty(len(kept) + len(taken), *below.size, dtype=torch.uint8)
+    merged = empty_masks(len(kept) + len(taken), below.size)
     for place, index in enumerate(kept):
         torch.mul(masks[index], torch.from_numpy(1 - cover), out=merged[place])
         if hidden[index]:

@@ -24,7 +24,6 @@ from fullfield.data.detection.transforms import (
     Transform,
     eval_transform_detection,
 )
-from fullfield.data.image_data import Sample
 from fullfield.data.order import mix
 from fullfield.data.place import read_sample
 from fullfield.errors import ConfigError, DataError, ImageError
@@ -162,7 +161,7 @@ class ObjectDetection(Dataset[DetectionItem | Unreadable]):
 
     def _read(self, index: int) -> tuple[Image.Image, dict[str, Any]]:
         sample = self.samples[index]
-        image = read_sample(Sample(sample.path, 0, sample.place))
+        image = read_sample(sample)
         if image.size != (sample.width, sample.height):
             raise ImageError(
                 f"{sample.path}: is {image.width} × {image.height} pixels upright, but was annotated as "

@@ -24,12 +24,32 @@ from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
 from torchvision.transforms import v2
 
-__all__ = ["AnnotatedImage", "Fill", "MaskSequence", "View", "mask_box", "view_inside"]
+from fullfield.errors import DataError
+
+__all__ = ["AnnotatedImage", "Fill", "MaskSequence", "View", "empty_masks", "mask_box", "view_inside"]
 
 Fill = int | tuple[int, ...]
 """Colour of padding: a number for grey pictures, three for RGB, 0 to 255."""
 
+MAX_MASK_BYTES = 4 * 10**9
+"""Of the masks of one picture; 500 objects take an eighth of it at 800 × 1333 pixels."""
+
 MIN_SIDE = 1.0  # pixels; an object whose box is narrower or lower is not a target, as in v2.SanitizeBoundingBoxes
+
+
+def empty_masks(count: int, size: tuple[int, int]) -> Tensor:
+    """Return masks (count, H, W) uint8 of zeros.
+
+    Raises:
+        DataError: They would take more than `MAX_MASK_BYTES`: one picture of a batch must not end a run.
+    """
+    needed = count * size[0] * size[1]
+    if needed > MAX_MASK_BYTES:
+        raise DataError(
+            f"{count} objects at {size[1]} × {size[0]} pixels need {needed / 1e9:.1f} GB of masks, more than"
+            f" {MAX_MASK_BYTES / 1e9:.1f}. Use a smaller image size or a head without masks, or cut the picture up."
+        )
+    return torch.zeros(count, *size, dtype=torch.uint8)
 
 
 class MaskSequence(Protocol):
@@ -110,7 +130,7 @@ class View:
         """Return the masks of those of `kept` that are not empty, and which these are; `boxes` of cut ones change."""
         assert example.masks is not None  # noqa: S101 - for the type checker
         cut = self._is_cut(example.boxes).tolist()
-        masks = torch.zeros(len(kept), *self.canvas, dtype=torch.uint8)
+        masks = empty_masks(len(kept), self.canvas)
         visible: list[int] = []
         for index in kept:
             # One mask at a time is held at the picture's own size: all of them may not fit into memory.

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fullfield.data.detection.geometry import AnnotatedImage
+from fullfield.data.detection.geometry import AnnotatedImage, empty_masks
 from fullfield.errors import ConfigError
 
 __all__ = ["mosaic", "tile_sizes"]
@@ -66,7 +66,7 @@ def mosaic(tiles: Sequence[AnnotatedImage]) -> AnnotatedImage:
 def _masks(tiles: Sequence[AnnotatedImage], corners: Sequence[tuple[int, int]], size: tuple[int, int]) -> Tensor | None:
     if tiles[0].masks is None:
         return None
-    masks = torch.zeros(sum(len(tile.labels) for tile in tiles), *size, dtype=torch.uint8)
+    masks = empty_masks(sum(len(tile.labels) for tile in tiles), size)
     start = 0
     for tile, (top, left) in zip(tiles, corners, strict=True):
         assert isinstance(tile.masks, Tensor)  # noqa: S101 - for the type checker

@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 
 from fullfield.data.dense import DensePreprocess
 from fullfield.data.detection.copy_paste import copy_paste
-from fullfield.data.detection.geometry import AnnotatedImage, Fill, View, view_inside
+from fullfield.data.detection.geometry import AnnotatedImage, Fill, View, empty_masks, view_inside
 from fullfield.data.detection.mosaic import mosaic, tile_sizes
 from fullfield.errors import ConfigError, DataError, nearest
 
@@ -273,7 +273,7 @@ def _target(example: AnnotatedImage) -> Target:
     target = {"boxes": example.boxes, "labels": example.labels, "crowd": example.crowd}
     masks = example.masks
     if masks is not None and not isinstance(masks, Tensor):
-        decoded = torch.empty(len(masks), *example.size, dtype=torch.uint8)
+        decoded = empty_masks(len(masks), example.size)
         for index in range(len(masks)):
             decoded[index] = masks[index]
         masks = decoded
