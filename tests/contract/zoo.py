@@ -85,12 +85,12 @@ def build(name: str, *, dtype: torch.dtype = torch.float64, **arguments: Any) ->
 def randomise_norms(model: nn.Module, spread: float = 1.0) -> None:
     """Draw the running statistics, weights and biases of every BatchNorm, and what starts at 0 or nearly (LayerScale).
 
-    A branch that is scaled by 1e-6 would hide any error in it. `spread` narrows the draws of scales around 1.
+    A branch that is scaled by 1e-6 would hide any error in it. `spread` narrows the draws.
     """
     for parameter in model.parameters():
         value = parameter.flatten()[0]
         if value.abs() <= 0.01 and (parameter == value).all():
-            parameter.normal_(0, 0.05)
+            parameter.normal_(0, 0.05 * spread)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
