@@ -46,7 +46,7 @@ def crop_maps(maps: dict[str, Tensor], strides: Sequence[int], index: int, size:
 
 
 class WideP6P7(LastLevelP6P7):
-    """torchvision's two coarsest maps, in float32 under autocast.
+    """torchvision's two coarsest maps, in float32 under autocast on a CPU.
 
     In bfloat16 on a CPU the weight gradient of a convolution of stride 2 on a map of one pixel is made of memory that
     nobody wrote (torch 2.15), and the maps may be that small. They cost next to nothing.
@@ -54,10 +54,9 @@ class WideP6P7(LastLevelP6P7):
 
     def forward(self, p: list[Tensor], c: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
         """Append P6 and P7 to the maps `p` of the pyramid, and their names."""
-        device = p[-1].device.type
-        if not torch.is_autocast_enabled(device):
+        if p[-1].device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
             return super().forward(p, c, names)  # type: ignore[no-any-return]
-        with torch.autocast(device, enabled=False):
+        with torch.autocast("cpu", enabled=False):
             added, names = super().forward([p[-1].float()], [c[-1].float()], names)
         return [*p, *(x.to(p[-1].dtype) for x in added[1:])], names
 
