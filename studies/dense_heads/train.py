@@ -48,7 +48,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "nuclei-mask": NUCLEI | {"head": "mask_rcnn"},
     "nuclei-cascade-mask": NUCLEI | {"head": "cascade_mask_rcnn"},
     "streets-fpn": STREETS | {"head": "fpn", "head_args": ("channels=128",), "epochs": 3},
-    "streets-unet": STREETS | {"head": "unet", "head_args": ("channels=64",), "epochs": 3},
+    "streets-unet": STREETS | {"head": "unet", "head_args": ("channels=64",), "epochs": 6},
     "streets-segformer": STREETS | {"head": "segformer", "head_args": ("channels=64",), "epochs": 3},
 }
 FIXED = {
