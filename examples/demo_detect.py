@@ -19,8 +19,8 @@ from fullfield.tasks.predict_any import save_any
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("demo-detect"), help="folder for the run and the pictures")
-    parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--image-size", type=int, default=192, help="shorter side, pixels")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--image-size", type=int, default=224, help="shorter side, pixels")
     parser.add_argument("--model", default="racnn_pico")
     parser.add_argument("--model-args", nargs="*", default=(), metavar="KEY=VALUE")
     arguments = parser.parse_args()
