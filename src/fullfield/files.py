@@ -6,18 +6,19 @@ rename is atomic, so a reader sees the old file or the new one and never half of
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from fullfield.errors import FullfieldError, RunError
 
-__all__ = ["atomic_write", "write_error", "write_json"]
+__all__ = ["atomic_write", "write_csv", "write_error", "write_json"]
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -106,3 +107,16 @@ def _sync(path: Path) -> None:
 def _remove(path: Path) -> None:
     with suppress(OSError):
         path.unlink(missing_ok=True)
+
+
+def write_csv(path: str | Path, rows: Sequence[Sequence[Any]]) -> None:
+    """Write rows, the heading first, as CSV; bytes of file names that are not UTF-8 are written as escapes.
+
+    Raises:
+        RunError: The folder can't be written or the disk is full.
+    """
+    with (
+        atomic_write(path) as partial,
+        partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        csv.writer(file).writerows(rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from fullfield.data import ImageClassification, ImageData, Sample, Unreadable, collate, eval_transform, read_image_data
 from fullfield.errors import ConfigError, DataError
-from fullfield.files import atomic_write, write_error, write_json
+from fullfield.files import write_csv, write_error, write_json
 from fullfield.progress import image_progress
 from fullfield.tasks.metrics import ClassificationMetrics, ClassificationResult
 from fullfield.tasks.run_folder import read_run_data
@@ -86,9 +85,9 @@ class Evaluation:
             ]
             for image in self.images
         ]
-        _write_csv(folder / "predictions.csv", [["path", "true", "predicted", "confidence", "right"], *rows])
+        write_csv(folder / "predictions.csv", [["path", "true", "predicted", "confidence", "right"], *rows])
         matrix = [[name, *row] for name, row in zip(self.classes, self.result.confusion.tolist(), strict=True)]
-        _write_csv(folder / "confusion.csv", [["true \\ predicted", *self.classes], *matrix])
+        write_csv(folder / "confusion.csv", [["true \\ predicted", *self.classes], *matrix])
         return folder
 
 
@@ -203,11 +202,3 @@ def _relabel(contents: ImageData, split: str, opened: OpenedModel) -> list[Sampl
 
 def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
-
-
-def _write_csv(path: Path, rows: Sequence[Sequence[Any]]) -> None:
-    with (
-        atomic_write(path) as partial,
-        partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        csv.writer(file).writerows(rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from fullfield.data import Unreadable
 from fullfield.data.detection.dataset import ObjectDetection, collate_detection
 from fullfield.data.detection.objects import DetectionData, DetectionSample
 from fullfield.errors import ConfigError, DataError
-from fullfield.files import atomic_write, write_error, write_json
+from fullfield.files import write_csv, write_error, write_json
 from fullfield.progress import image_progress
 from fullfield.tasks.detection.average_precision import DetectionMetrics, DetectionResult
 from fullfield.tasks.detection.coco_form import category_numbers, coco_results, named_objects
@@ -131,12 +130,12 @@ class DetectionEvaluation:
         write_json(folder / "evaluation.json", self.to_dict())
         write_json(folder / "predictions.json", list(self.predictions))
         per_class = self._per_class()
-        _write_csv(
+        write_csv(
             folder / "per_class.csv",
             [list(per_class[0]), *([_cell(value) for value in row.values()] for row in per_class)],
         )
         names = ["path", "image_id", "objects", "crowds", "found", "certain"]
-        _write_csv(folder / "images.csv", [names, *([getattr(one, name) for name in names] for one in self.images)])
+        write_csv(folder / "images.csv", [names, *([getattr(one, name) for name in names] for one in self.images)])
         return folder
 
     def _per_class(self) -> list[dict[str, Any]]:
@@ -256,11 +255,3 @@ def _cell(value: Any) -> Any:
     if isinstance(value, float):
         return f"{value:.4f}"
     return "" if value is None else value
-
-
-def _write_csv(path: Path, rows: Sequence[Sequence[Any]]) -> None:
-    with (
-        atomic_write(path) as partial,
-        partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        csv.writer(file).writerows(rows)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from fullfield.data.image_data import quote_some
 from fullfield.data.segmentation.dataset import SemanticSegmentation, collate_segmentation
 from fullfield.data.segmentation.label_maps import SegmentationData
 from fullfield.errors import ConfigError, DataError
-from fullfield.files import atomic_write, write_error, write_json
+from fullfield.files import write_csv, write_error, write_json
 from fullfield.progress import image_progress
 from fullfield.tasks.segmentation.inference import WHOLE_IMAGE, InferenceOptions
 from fullfield.tasks.segmentation.mean_iou import SegmentationMetrics, SegmentationResult
@@ -74,9 +72,9 @@ class SegmentationEvaluation:
         for label, name in enumerate(self.classes):
             figures = [_decimal(self.result.iou[label]), _decimal(self.result.acc[label])]
             rows.append([name, *figures, int(confusion[label].sum()), int(confusion[:, label].sum())])
-        _write_csv(folder / "per_class.csv", rows)
+        write_csv(folder / "per_class.csv", rows)
         matrix = [[name, *row] for name, row in zip(self.classes, confusion.tolist(), strict=True)]
-        _write_csv(folder / "confusion.csv", [["true \\ predicted", *self.classes], *matrix])
+        write_csv(folder / "confusion.csv", [["true \\ predicted", *self.classes], *matrix])
         return folder
 
 
@@ -157,11 +155,3 @@ def _finite(value: float) -> float | None:
 
 def _decimal(value: float) -> str:
     return f"{value:.4f}" if np.isfinite(value) else ""
-
-
-def _write_csv(path: Path, rows: Sequence[Sequence[Any]]) -> None:
-    with (
-        atomic_write(path) as partial,
-        partial.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        csv.writer(file).writerows(rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -94,9 +95,11 @@ class DenseKind(Kind):
         if settings.strategy == "fsdp":
             raise ConfigError(f"--strategy fsdp does not divide the weights of --task {self.name}; use --strategy ddp")
 
-    def preprocess(self, settings: TrainSettings, mean: Sequence[float], std: Sequence[float], channels: int) -> Any:
-        """Return the `DensePreprocess` of a run."""
-        raise NotImplementedError
+    @abstractmethod
+    def preprocess(
+        self, settings: TrainSettings, mean: Sequence[float], std: Sequence[float], channels: int
+    ) -> DensePreprocess:
+        """Return how images are prepared in a run."""
 
     def more_metadata(self, data: Any) -> dict[str, Any]:
         """Return what else goes beside the weights."""
