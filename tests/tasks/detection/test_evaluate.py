@@ -21,7 +21,7 @@ from fullfield.errors import ConfigError, DataError, RunError
 from fullfield.tasks.detection.detections import Detections
 from fullfield.tasks.detection.evaluate import DetectionEvaluation, evaluate_detection
 from tests.images import read_rows
-from tests.tasks.detection.test_average_precision import H, W, ellipse, found_of, sample_of, truth_document
+from tests.tasks.detection.coco_reference import H, W, ellipse, found_of, sample_of, truth_document
 
 pytest.importorskip("faster_coco_eval", reason="needs fullfield[detect]")
 

@@ -17,7 +17,7 @@ from fullfield.tasks.detection.coco_form import Detection
 from fullfield.tasks.detection.detections import Detections
 from fullfield.tasks.detection.predict import DetectionPrediction, predict_detection, save_detection_predictions
 from tests.images import read_rows
-from tests.tasks.detection.test_average_precision import found_of
+from tests.tasks.detection.coco_reference import found_of
 from tests.tasks.detection.test_evaluate import Finder, Opened
 
 pytest.importorskip("faster_coco_eval", reason="needs fullfield[detect]")

@@ -14,7 +14,7 @@ from fullfield.data.detection.objects import DetectionSample
 from fullfield.errors import ConfigError
 from fullfield.tasks.detection.detections import Detections
 from fullfield.tasks.detection.task import DetectionTask, masks_evaluated
-from tests.tasks.detection.test_average_precision import H, W, ellipse, found_of, sample_of
+from tests.tasks.detection.coco_reference import H, W, ellipse, found_of, sample_of
 
 pytest.importorskip("faster_coco_eval", reason="needs fullfield[detect]")
 
