@@ -1,5 +1,7 @@
-"""A plain `pip install fullfield`, without the extra `train`, builds, saves, loads and predicts; training says what
-is missing. The extra's packages are hidden in a process of its own."""
+"""`fullfield[torch]`, without the extra `train`, builds, saves, loads and predicts; training says what is missing.
+
+The extra's packages are hidden in a process of its own.
+"""
 
 import subprocess
 import sys

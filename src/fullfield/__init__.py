@@ -3,6 +3,8 @@
 Importing it registers Fullfield's models with timm and loads no more than torch and timm. What needs more (the
 trainer, for instance) is imported when it is first used. The functions mirror the commands one to one:
 `fullfield.train(...)` is `fullfield train ...`, and `fullfield.measure.erf(...)` is `fullfield erf ...`.
+
+Where PyTorch is not installed, what remains is what runs exported files: `fullfield.Predictor`.
 """
 
 from __future__ import annotations
@@ -10,14 +12,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fullfield import models, ops
-from fullfield.models.official import load_weights
-from fullfield.models.registry import ModelInfo, create_model, list_models
-from fullfield.models.weights import load, save
+from fullfield.lazy import TORCH, find
 from fullfield.version import __version__
 
 if TYPE_CHECKING:
+    from fullfield import models, ops
     from fullfield.data.pack import pack
+    from fullfield.models.official import load_weights
+    from fullfield.models.registry import ModelInfo, create_model, list_models
+    from fullfield.models.weights import load, save
     from fullfield.tasks.evaluate_any import evaluate_any as eval  # noqa: A004
     from fullfield.tasks.evaluate_any import evaluate_any as evaluate
     from fullfield.tasks.predict_any import predict_any as predict
@@ -40,24 +43,34 @@ __all__ = [
     "train",
 ]
 
-_FUNCTIONS = {
-    "convert": "fullfield.tasks.convert:convert",
+_HOMES = {
+    "ModelInfo": "fullfield.models.registry",
+    "convert": "fullfield.tasks.convert",
+    "create_model": "fullfield.models.registry",
     "eval": "fullfield.tasks.evaluate_any:evaluate_any",
     "evaluate": "fullfield.tasks.evaluate_any:evaluate_any",
-    "pack": "fullfield.data.pack:pack",
+    "list_models": "fullfield.models.registry",
+    "load": "fullfield.models.weights",
+    "load_weights": "fullfield.models.official",
+    "pack": "fullfield.data.pack",
     "predict": "fullfield.tasks.predict_any:predict_any",
+    "save": "fullfield.models.weights",
 }
-_ROOMS = frozenset({"data", "layers", "measure", "tasks", "train"})
+_ROOMS = frozenset({"app", "data", "deploy", "layers", "measure", "models", "ops", "tasks", "train"})
 
 
 def __getattr__(name: str) -> Any:
-    if name in _FUNCTIONS:
-        module, _, function = _FUNCTIONS[name].partition(":")
-        return getattr(import_module(module), function)
     if name in _ROOMS:
         return import_module(f"fullfield.{name}")
-    raise AttributeError(f"module 'fullfield' has no attribute {name!r}")
+    return find(__name__, _HOMES, name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_FUNCTIONS, *_ROOMS})
+    return sorted({*globals(), *_HOMES, *_ROOMS})
+
+
+try:
+    import_module("fullfield.models")
+except ModuleNotFoundError as error:
+    if error.name not in TORCH:
+        raise

@@ -15,7 +15,8 @@ import fullfield
 from fullfield.data import eval_transform, read_image
 from fullfield.errors import ConfigError, DataError, RunError
 from fullfield.tasks import Prediction, open_model, save_predictions
-from fullfield.tasks.predict import find_images, predict
+from fullfield.tasks.answers import find_images
+from fullfield.tasks.predict import predict
 from tests.images import CLASSES, read_rows, write_photo, write_photos
 
 

@@ -16,7 +16,7 @@ from fullfield.measure.cam_plot import plot_cams
 from fullfield.measure.cam_result import Cam
 from fullfield.measure.cam_scores import Curve
 from fullfield.progress import console, output
-from fullfield.tasks.predict import find_images
+from fullfield.tasks.answers import find_images
 
 __all__ = ["CamArguments", "run"]
 

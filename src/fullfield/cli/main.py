@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fullfield.errors import ConfigError, FullfieldError, nearest
+from fullfield.lazy import TORCH
 from fullfield.version import __version__
 
 __all__ = ["COMMANDS", "main"]
@@ -55,9 +56,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         screen.print(f"[red]error:[/] there is no command {escape(repr(command))}{escape(nearest(command, COMMANDS))}")
         screen.print("`fullfield --help` lists them all.")
         return 2
-    run: Callable[[list[str]], int] = import_module(f"fullfield.cli.{_MODULES.get(command, command)}").run
     try:
+        run: Callable[[list[str]], int] = import_module(f"fullfield.cli.{_MODULES.get(command, command)}").run
         return run(arguments[1:])
+    except ModuleNotFoundError as error:
+        if error.name not in TORCH:
+            raise
+        screen.print(f"[red]error:[/] fullfield {command} needs {error.name}: pip install 'fullfield\\[torch]'")
+        return 1
     except ConfigError as error:
         screen.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
         return 2

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from fullfield.data.transforms import IMAGENET_MEAN, IMAGENET_STD, LUMA
+from fullfield.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, LUMA
 from fullfield.errors import ConfigError, nearest
 
 __all__ = ["DensePreprocess"]

@@ -28,8 +28,8 @@ from fullfield.measure.erf import erf_of_layers
 from fullfield.measure.erf_model import MeasuredModel, open_measured
 from fullfield.measure.feature_maps import frozen, stage_layers
 from fullfield.measure.runners import Setting, reason_of
+from fullfield.tasks.answers import find_images
 from fullfield.tasks.model_file import is_model_file
-from fullfield.tasks.predict import find_images
 from fullfield.tasks.source import open_model, pick_device
 
 __all__ = ["PARTS", "compare"]

@@ -17,7 +17,7 @@ from torchvision import transforms
 from fullfield.data import IMAGENET_MEAN, IMAGENET_STD, Preprocess, eval_transform, read_image, sample_path
 from fullfield.data.sample import SAMPLE_PREFIX
 from fullfield.errors import ConfigError
-from fullfield.tasks.predict import find_images
+from fullfield.tasks.answers import find_images
 
 __all__ = ["ImageSource", "Images", "open_images"]
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from fullfield.errors import ConfigError
+from fullfield.tasks.answers import save_predictions
 from fullfield.tasks.open import OpenedDense, open_any
-from fullfield.tasks.predict import predict, save_predictions
+from fullfield.tasks.predict import predict
 from fullfield.tasks.source import OpenedModel
 
 __all__ = ["predict_any", "save_any"]
@@ -88,9 +89,9 @@ def save_any(
     if not isinstance(opened, OpenedDense):
         return save_predictions(list(predictions), folder, draw=draw)
     if opened.task == "detect":
-        from fullfield.tasks.detection.predict import save_detection_predictions
+        from fullfield.tasks.detection.answers import save_detection_predictions
 
         return save_detection_predictions(list(predictions), folder, classes=opened.classes, draw=draw)
-    from fullfield.tasks.segmentation.predict import save_segmentation
+    from fullfield.tasks.segmentation.answers import save_segmentation
 
     return save_segmentation(predictions, folder, classes=opened.classes, colours=opened.colours, draw=draw)

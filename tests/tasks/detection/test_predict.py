@@ -13,9 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from fullfield.errors import ConfigError, DataError
+from fullfield.tasks.detection.answers import DetectionPrediction, save_detection_predictions
 from fullfield.tasks.detection.coco_form import Detection
 from fullfield.tasks.detection.detections import Detections
-from fullfield.tasks.detection.predict import DetectionPrediction, predict_detection, save_detection_predictions
+from fullfield.tasks.detection.predict import predict_detection
 from tests.images import read_rows
 from tests.tasks.detection.coco_reference import found_of
 from tests.tasks.detection.test_evaluate import Finder, Opened

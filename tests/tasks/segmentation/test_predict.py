@@ -12,7 +12,8 @@ from PIL import Image
 
 from fullfield.data.dense import DensePreprocess
 from fullfield.errors import ConfigError, DataError, RunError
-from fullfield.tasks.segmentation.predict import label_image, predict_segmentation, save_segmentation
+from fullfield.tasks.segmentation.answers import label_image, save_segmentation
+from fullfield.tasks.segmentation.predict import predict_segmentation
 from tests.tasks.segmentation.fakes import CLASSES, COLOURS, Knows, Opened, halves, write_data
 
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from fullfield.data.detection.objects import DetectionData
 from fullfield.data.detection.outlines import mask_to_rle
 from fullfield.errors import ConfigError
-from fullfield.tasks.detection.detections import Detections
 
 if TYPE_CHECKING:
-    from fullfield.tasks.detection.predict import DetectionPrediction
+    from fullfield.tasks.detection.answers import DetectionPrediction
+    from fullfield.tasks.detection.detections import Detections
 
 __all__ = ["Detection", "category_numbers", "coco_document", "coco_results", "named_objects"]
 
@@ -114,7 +114,7 @@ def coco_document(predictions: Sequence[DetectionPrediction], classes: Sequence[
     have no size and stand in a list of their own, "unreadable".
 
     Args:
-        predictions: As `predict_detection` returns them.
+        predictions: One an image.
         classes: The model's.
 
     Raises:
