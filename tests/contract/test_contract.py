@@ -219,7 +219,8 @@ class TestContract:
             loss = model(x).square().mean()
             loss.backward()
             gradients.append([loss.detach()] + [p.grad for p in model.parameters()])
-        assert all(relative_error(b, a) < EXACT for a, b in zip(*gradients, strict=True))
+        # a block that drop_path leaves out for both images has gradients of zeros, of which there is no relative error
+        assert all(torch.equal(b, a) or relative_error(b, a) < EXACT for a, b in zip(*gradients, strict=True))
 
     def test_layer_groups_cover_every_parameter_from_the_stem_to_the_head(self, name: str) -> None:
         model = build(name)
