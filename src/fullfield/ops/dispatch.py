@@ -13,7 +13,7 @@ import os
 
 from fullfield.errors import ConfigError, nearest
 
-__all__ = ["PATHS", "forced_path", "one_of"]
+__all__ = ["GPU_PATHS", "PATHS", "forced_path", "one_of"]
 
 PATHS: dict[str, tuple[str, ...]] = {
     "dynamic_pwconv": ("reference", "bmm", "sdpa", "blocked"),
@@ -23,6 +23,9 @@ PATHS: dict[str, tuple[str, ...]] = {
     "depthwise_conv2d": ("native", "nchw", "channels_last", "fft", "toeplitz"),
 }
 """The paths of every operator, the reference first (for the depthwise convolution PyTorch's own is the reference)."""
+
+GPU_PATHS: dict[str, tuple[str, ...]] = {"region_pwconv": ("triton",)}
+"""Paths that run on some machines only. Forced elsewhere, the operator says what is missing."""
 
 
 def one_of(what: str, value: str, known: tuple[str, ...]) -> str:
@@ -40,18 +43,15 @@ def forced_path(operator: str, path: str | None) -> str | None:
     """Return the path that the caller or the environment asks for, or None where the rule decides.
 
     Args:
-        operator: A key of `PATHS`.
+        operator: A key of `PATHS`; its `GPU_PATHS` may be forced too.
         path: The caller's `path=` argument.
 
     Raises:
         ConfigError: The path is not one of the operator's.
     """
+    known = PATHS[operator] + GPU_PATHS.get(operator, ())
     if path is not None:
-        return one_of(f"path of {operator}", path, PATHS[operator])
+        return one_of(f"path of {operator}", path, known)
     variable = f"FULLFIELD_PATH_{operator.upper()}"
     forced = os.environ.get(variable)
-    return (
-        one_of(f"path of {operator} in the environment variable {variable}", forced, PATHS[operator])
-        if forced
-        else None
-    )
+    return one_of(f"path of {operator} in the environment variable {variable}", forced, known) if forced else None

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from fullfield.ops.checks import check_map, check_region_size, check_scale
 from fullfield.ops.dispatch import forced_path, one_of
-from fullfield.ops.dynamic_pwconv import SIMILARITIES, fastest_path, mix_channels, mix_windows
+from fullfield.ops.dynamic_pwconv import EPS, MAX_SCALE, SIMILARITIES, fastest_path, mix_channels, mix_windows
+from fullfield.ops.kernels import is_fastest, region_pwconv_triton
 from fullfield.ops.layout import cells, is_channels_last
 
 __all__ = ["region_pwconv"]
@@ -44,13 +45,13 @@ def region_pwconv(
             W is smaller than r, the windows that have no pixel do not exist.
         heads: Groups of consecutive channels that are mixed among themselves; 1 is the source's operator.
         similarity: "cosine" (source) or "inner".
-        path: "blocked", "sdpa", "bmm", "reference", or None for the measured rule.
+        path: "blocked", "sdpa", "bmm", "reference", "triton" (on a GPU), or None for the measured rule.
 
     Returns:
         (B, C, H, W), same dtype and memory format as `x`.
 
     Raises:
-        ValueError: Shapes, heads, region size, similarity or path do not fit.
+        ValueError: Shapes, heads, region size, similarity or path do not fit, or a forced path cannot run here.
         TypeError: `x` or `scale` is not floating point, `region_size` is not an int.
     """
     check_map(x)
@@ -61,7 +62,11 @@ def region_pwconv(
         return _any_size(x, scale, region_size, heads, similarity)
     rows, columns = cells(x.shape[2], region_size), cells(x.shape[3], region_size)
     pixels = -(-x.shape[2] // rows) * -(-x.shape[3] // columns)
-    path = forced_path("region_pwconv", path) or fastest_path(x, heads, pixels)
+    path = forced_path("region_pwconv", path)
+    if path == "triton" or (path is None and is_fastest(x, rows, columns, heads, similarity)):
+        s = scale.clamp(-MAX_SCALE, MAX_SCALE) if similarity == "cosine" else scale
+        return region_pwconv_triton(x, s, rows, columns, heads, similarity, EPS)
+    path = path or fastest_path(x, heads, pixels)
     if path == "reference":
         return _reference(x, scale, rows, columns, heads, similarity)
     if path == "blocked":
