@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from fullfield.errors import CheckpointError, nearest
 from fullfield.files import atomic_write
 from fullfield.models.backbone import Backbone
+from fullfield.models.hub_file import fetch_weights, hub_repository
 from fullfield.models.registry import NOT_STORED, ModelSpec, create_model, list_models, model_spec
 from fullfield.models.weight_file import read_safetensors
 
@@ -200,9 +201,14 @@ def read_header(file: Path, entries: Mapping[str, str]) -> Header | None:
 def find_weights(path: str | Path) -> Path:
     """Return the weights file that a path means: itself, or the best checkpoint of a run folder.
 
+    "hf-hub:USER/NAME@REVISION" means the weights of a repository, which are fetched.
+
     Raises:
-        CheckpointError: There is none.
+        CheckpointError: There is none, or it can't be fetched.
     """
+    shared = hub_repository(path)
+    if shared is not None:
+        return fetch_weights(shared[0], revision=shared[1])
     path = Path(path)
     if path.is_file():
         return path
