@@ -1,8 +1,12 @@
-"""`fullfield predict RUN IMAGE...`: a table, and with --out files and drawn pictures, for a run of any task."""
+"""`fullfield predict RUN|FILE IMAGE...`: a table, and with --out files and drawn pictures, for a model of any task.
+
+An exported file needs no PyTorch here, so nothing that does is imported before a run is asked for.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +15,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from fullfield.cli.parse import parse
-from fullfield.cli.predict_dense import collected, detection_table, segmentation_table
+from fullfield.cli.predict_dense import collected, detection_table, save_answers, segmentation_table
+from fullfield.deploy.engine import is_exported
+from fullfield.deploy.predictor import Predictor, missing_torch
+from fullfield.errors import ConfigError
 from fullfield.files import write_json
 from fullfield.progress import console, output
-from fullfield.tasks.open import OpenedDense, open_any
-from fullfield.tasks.predict_any import predict_any, save_any
-from fullfield.tasks.source import OpenedModel
 
 __all__ = ["PredictArguments", "run"]
 
@@ -26,7 +30,7 @@ class PredictArguments:
     """Name, find or outline what is in images, as the run was trained to."""
 
     run: str
-    """Run folder, checkpoint file, or registered model."""
+    """Run folder, checkpoint file, registered model, or exported file (.onnx, .xml, .pt2, .pte, .mlpackage)."""
     images: tyro.conf.Positional[tuple[str, ...]]
     """Image files and folders."""
     top: int = 3
@@ -57,33 +61,54 @@ class PredictArguments:
 def run(argv: list[str]) -> int:
     """Predict and print; 1 if an image could not be read."""
     arguments = parse(PredictArguments, "predict", argv)
-    opened = open_any(arguments.run, pretrained=arguments.pretrained, device=arguments.device)
-    if not opened.trained:
-        console.print("the weights are random: the answers mean nothing (--pretrained fetches timm's)", style="red")
-    predictions = predict_any(
-        opened,
-        arguments.images,
-        top=arguments.top,
-        threshold=arguments.threshold,
-        batch_size=arguments.batch_size,
-        window=arguments.window,
-        scales=arguments.scales,
-        flip=arguments.flip,
-    )
-    return (
-        _segment(arguments, opened, predictions) if opened.task == "segment" else _list(arguments, opened, predictions)
-    )
+    with _exported(arguments) if is_exported(arguments.run) else nullcontext() as predictor:
+        opened = predictor or _opened(arguments)
+        if not opened.trained:
+            console.print("the weights are random: the answers mean nothing (--pretrained fetches timm's)", style="red")
+        predictions = _predictions(arguments, opened)
+        return (_segment if opened.task == "segment" else _list)(arguments, opened, predictions)
 
 
-def _list(arguments: PredictArguments, opened: OpenedModel | OpenedDense, predictions: list[Any]) -> int:
+def _exported(arguments: PredictArguments) -> Predictor:
+    if arguments.window is not None or tuple(arguments.scales) != (1.0,) or arguments.flip:
+        raise ConfigError(
+            f"--window, --scales and --flip are for segmenters in PyTorch; {arguments.run} is an exported file, which"
+            " looks at whole images once"
+        )
+    return Predictor(arguments.run, device=arguments.device, pretrained=arguments.pretrained)
+
+
+def _opened(arguments: PredictArguments) -> Any:
+    try:
+        from fullfield.tasks.open import open_any
+    except ModuleNotFoundError as error:
+        raise missing_torch(arguments.run, error) from error
+    return open_any(arguments.run, pretrained=arguments.pretrained, device=arguments.device)
+
+
+def _predictions(arguments: PredictArguments, opened: Any) -> Any:
+    common: dict[str, Any] = {
+        "top": arguments.top,
+        "threshold": arguments.threshold,
+        "batch_size": arguments.batch_size,
+    }
+    if isinstance(opened, Predictor):
+        return opened.predict(arguments.images, **common)
+    from fullfield.tasks.predict_any import predict_any
+
+    options: dict[str, Any] = {"window": arguments.window, "scales": arguments.scales, "flip": arguments.flip}
+    return predict_any(opened, arguments.images, **common, **options)
+
+
+def _list(arguments: PredictArguments, opened: Any, predictions: list[Any]) -> int:
     """Print and write what a classifier or detector says."""
     output().print(detection_table(predictions) if opened.task == "detect" else _labels(predictions))
     failed = [p.error for p in predictions if p.error]
     _print_failures(failed)
     if arguments.out:
-        folder = save_any(opened, predictions, arguments.out, draw=arguments.draw)
+        folder = save_answers(opened, predictions, arguments.out, draw=arguments.draw)
         console.print(f"written to {escape(str(folder))}", soft_wrap=True)
-    if arguments.json and isinstance(opened, OpenedDense):
+    if arguments.json and opened.task == "detect":
         from fullfield.tasks.detection.coco_form import coco_document
 
         write_json(arguments.json, coco_document(predictions, opened.classes))
@@ -92,12 +117,12 @@ def _list(arguments: PredictArguments, opened: OpenedModel | OpenedDense, predic
     return 1 if failed else 0
 
 
-def _segment(arguments: PredictArguments, opened: OpenedModel | OpenedDense, predictions: Iterable[Any]) -> int:
+def _segment(arguments: PredictArguments, opened: Any, predictions: Iterable[Any]) -> int:
     """Print and write what a segmenter says, one image at a time: label maps of many would fill the memory."""
     rows: list[Any] = []
     passing = collected(predictions, rows)
     if arguments.out:
-        folder = save_any(opened, passing, arguments.out, draw=arguments.draw)
+        folder = save_answers(opened, passing, arguments.out, draw=arguments.draw)
         console.print(f"written to {escape(str(folder))}", soft_wrap=True)
     else:
         for _ in passing:

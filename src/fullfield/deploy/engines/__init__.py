@@ -1,0 +1,1 @@
+"""Libraries that run exported files, one a module."""
