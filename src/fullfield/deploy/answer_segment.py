@@ -46,7 +46,8 @@ def likeliest_labels(logits: Array, size: tuple[int, int]) -> NDArray[np.int64]:
         size: H and W of the answer, pixels.
     """
     if logits.shape[1:] == size:
-        return logits.argmax(axis=0)
+        labels: NDArray[np.int64] = logits.argmax(axis=0)
+        return labels
     classes, rows, columns = logits.shape
     height, width = size
     labels = np.empty(size, np.int64)
