@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DEMO   ?= demo
 
-.PHONY: setup demo demo-detect demo-segment test test-all lint types imports check bench bench-backbones clean
+.PHONY: setup demo demo-detect demo-segment test test-all test-web lint types imports check bench bench-backbones clean
 
 setup: $(READY)
 
@@ -26,10 +26,14 @@ demo-segment: $(READY)
 	@$(BIN)/python examples/demo_segment.py --out $(DEMO)-segment
 
 test: $(READY)
-	@$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
+	@$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow and not web"
 
 test-all: $(READY)
-	@$(BIN)/python -m pytest -n auto --dist worksteal
+	@$(BIN)/python -m pytest -n auto --dist worksteal -m "not web"
+
+test-web: $(READY)
+	@test -x "$${CHROMIUM:-/usr/bin/chromium}" || { echo "Needs a browser: apt-get install chromium, or set CHROMIUM"; exit 1; }
+	@$(BIN)/python -m pytest -n0 -m web tests/web
 
 lint: $(READY)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -18,6 +18,9 @@ from fullfield.version import __version__
 if TYPE_CHECKING:
     from fullfield import models, ops
     from fullfield.data.pack import pack
+    from fullfield.deploy.export import export
+    from fullfield.deploy.hub import from_pretrained, push
+    from fullfield.deploy.predictor import Predictor
     from fullfield.models.official import load_weights
     from fullfield.models.registry import ModelInfo, create_model, list_models
     from fullfield.models.weights import load, save
@@ -28,10 +31,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ModelInfo",
+    "Predictor",
     "__version__",
     "create_model",
     "eval",
     "evaluate",
+    "export",
+    "from_pretrained",
     "list_models",
     "load",
     "load_weights",
@@ -39,14 +45,18 @@ __all__ = [
     "ops",
     "pack",
     "predict",
+    "push",
     "save",
     "train",
 ]
 
 _HOMES = {
     "ModelInfo": "fullfield.models.registry",
+    "Predictor": "fullfield.deploy.predictor",
     "convert": "fullfield.tasks.convert",
     "create_model": "fullfield.models.registry",
+    "export": "fullfield.deploy.export",
+    "from_pretrained": "fullfield.deploy.hub",
     "eval": "fullfield.tasks.evaluate_any:evaluate_any",
     "evaluate": "fullfield.tasks.evaluate_any:evaluate_any",
     "list_models": "fullfield.models.registry",
@@ -54,6 +64,7 @@ _HOMES = {
     "load_weights": "fullfield.models.official",
     "pack": "fullfield.data.pack",
     "predict": "fullfield.tasks.predict_any:predict_any",
+    "push": "fullfield.deploy.hub",
     "save": "fullfield.models.weights",
 }
 _ROOMS = frozenset({"app", "data", "deploy", "layers", "measure", "models", "ops", "tasks", "train"})

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from fullfield.cli.app import AppArguments
 from fullfield.cli.bench import BenchArguments
 from fullfield.cli.cam import CamArguments
 from fullfield.cli.choose import ChooseArguments
@@ -19,10 +20,13 @@ from fullfield.cli.compare import CompareArguments
 from fullfield.cli.convert import ConvertArguments
 from fullfield.cli.erf import ErfArguments
 from fullfield.cli.evaluate import EvalArguments
+from fullfield.cli.export import ExportArguments
 from fullfield.cli.main import COMMANDS, main
 from fullfield.cli.models import ModelsArguments
 from fullfield.cli.pack import PackArguments
 from fullfield.cli.predict import PredictArguments
+from fullfield.cli.push import PushArguments
+from fullfield.cli.serve import ServeArguments
 from fullfield.cli.shift import ShiftArguments
 from fullfield.cli.train import TrainArguments
 from fullfield.version import __version__
@@ -40,6 +44,10 @@ ARGUMENTS = {
     "shift": ShiftArguments,
     "compare": CompareArguments,
     "choose": ChooseArguments,
+    "export": ExportArguments,
+    "serve": ServeArguments,
+    "app": AppArguments,
+    "push": PushArguments,
 }
 Call = Callable[..., tuple[int, str, str]]
 
@@ -162,7 +170,7 @@ def test_ctrl_c_exits_with_130(call: Call, monkeypatch: pytest.MonkeyPatch) -> N
     def press(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fullfield.cli.predict.open_any", press)
+    monkeypatch.setattr("fullfield.tasks.open.open_any", press)
     assert call("predict", "run", "a.jpg")[0] == 130
 
 
@@ -170,7 +178,7 @@ def test_bugs_are_not_hidden(call: Call, monkeypatch: pytest.MonkeyPatch) -> Non
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("fullfield.cli.predict.open_any", fail)
+    monkeypatch.setattr("fullfield.tasks.open.open_any", fail)
     with pytest.raises(ZeroDivisionError):
         call("predict", "run", "a.jpg")
 

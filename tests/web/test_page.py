@@ -115,7 +115,7 @@ def test_class_map_of_an_exported_file_is_a_sentence(page: Page, red: Path) -> N
     first_class(page)
     open_tab(page, "Class map")
     page.locator("#map-start").click()
-    alert = page.get_by_role("alert").filter(has_text="is an exported file")
+    alert = page.get_by_role("alert").filter(has_text="is an exported file").first
     assert "start the page with the run" in alert.inner_text()
 
 

@@ -33,6 +33,10 @@ COMMANDS = {
     "choose": "find the backbones that meet a budget here",
     "pack": "put many images into few large files",
     "convert": "make a Fullfield file of an official checkpoint",
+    "export": "write a model as a file that runs elsewhere, and check it",
+    "serve": "answer images over HTTP",
+    "app": "a page in the browser: answers, maps, fields, costs",
+    "push": "share a trained model on the Hugging Face Hub",
 }
 """Subcommand -> what it does; each has a module of its name (eval: evaluate) with `run(argv) -> exit code`."""
 

@@ -44,7 +44,7 @@ class FileModel:
         self.trained = d.trained
         self.engine = engine.name
         self._engine = engine
-        self._description = d
+        self.description = d
         try:
             kind = Preprocess if d.task == "classify" else DensePreprocess
             self._preprocess: Any = kind.from_dict(d.preprocess)
@@ -61,7 +61,7 @@ class FileModel:
 
     def prepare(self, image: Image.Image) -> Array | DenseInput:
         """Return an upright RGB picture as the file takes it; safe to call from any thread."""
-        d = self._description
+        d = self.description
         if d.preprocessing_inside:
             return raw_input(image, self._preprocess.channels)
         if d.task == "classify":
@@ -100,7 +100,7 @@ class FileModel:
         by_size: dict[tuple[int, ...], list[int]] = {}
         for place, one in enumerate(prepared):
             by_size.setdefault((one.pixels if isinstance(one, DenseInput) else one).shape, []).append(place)
-        most = 1 if self._description.preprocessing_inside else self._description.batch
+        most = 1 if self.description.preprocessing_inside else self.description.batch
         for places in by_size.values():
             at_once = most or len(places)
             for start in range(0, len(places), at_once):
@@ -108,8 +108,8 @@ class FileModel:
 
     def _run(self, images: Array) -> Outputs:
         """Run at most as many images as the file takes; where it takes no fewer, the last fills the batch."""
-        batch = self._description.batch
-        if batch is None or self._description.preprocessing_inside or len(images) == batch:
+        batch = self.description.batch
+        if batch is None or self.description.preprocessing_inside or len(images) == batch:
             return self._engine.run(images)
         filled = np.concatenate([images, np.repeat(images[-1:], batch - len(images), axis=0)])
         return {name: values[: len(images)] for name, values in self._engine.run(filled).items()}
@@ -128,7 +128,7 @@ class FileModel:
                 for path, one, logits in zip(paths, inputs, outputs["logits"], strict=True)
             ]
         self._check_classes(outputs["scores"].shape[2])
-        selection = self._description.selection
+        selection = self.description.selection
         assert selection is not None  # noqa: S101 - for the type checker: __init__ looked
         answers = []
         for path, one, boxes, scores in zip(paths, inputs, outputs["boxes"], outputs["scores"], strict=True):

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from fullfield.data.image import read_image
+from fullfield.deploy.description import Description
 from fullfield.deploy.engine import SUFFIXES, Engine, is_exported, open_engine
 from fullfield.deploy.file_model import FileModel
 from fullfield.errors import ConfigError, ImageError, MissingExtraError
@@ -71,6 +72,7 @@ class Predictor:
         colours: Red, green and blue, 0 to 255, of each class of a segmenter; else empty.
         engine: What computes, such as "ONNX Runtime 1.31 on CPU".
         trained: Whether anyone trained the weights.
+        description: What an exported file says of itself; None for what PyTorch runs.
 
     Raises:
         CheckpointError: The source is missing, damaged, or not one that Fullfield made.
@@ -92,6 +94,7 @@ class Predictor:
         self._model = model
         self.task, self.name, self.classes, self.colours = model.task, model.name, model.classes, model.colours
         self.engine, self.trained = model.engine, model.trained
+        self.description: Description | None = getattr(model, "description", None)
 
     def predict(
         self,

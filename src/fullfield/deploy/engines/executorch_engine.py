@@ -33,10 +33,11 @@ __all__ = ["ExecuTorchEngine", "open"]
 class ExecuTorchEngine:
     """An opened .pte file; made by `open`."""
 
-    def __init__(self, method: Any, description: Description, name: str) -> None:
+    def __init__(self, method: Any, description: Description, name: str, held: tuple[Any, ...] = ()) -> None:
         self.description = description
         self.name = name
         self._method = method
+        self._held = held  # the method reads from the program and its bytes, and keeps neither alive
         self._lock = Lock()  # a method owns the memory that it computes in
 
     def run(self, images: NDArray[Any]) -> Mapping[str, NDArray[np.float32]]:
@@ -55,6 +56,7 @@ class ExecuTorchEngine:
     def close(self) -> None:
         """Give back the program's memory."""
         self._method = None
+        self._held = ()
 
 
 def open(path: Path, threads: int | None) -> ExecuTorchEngine:  # noqa: A001 - an engine's verb
@@ -79,8 +81,10 @@ def open(path: Path, threads: int | None) -> ExecuTorchEngine:  # noqa: A001 - a
     text = read_bytes(beside).decode("utf-8", "replace") if beside.exists() else None
     description = read_description(text, path)
     try:
-        method = Runtime.get().load_program(read_bytes(path)).load_method("forward")
+        data = read_bytes(path)
+        program = Runtime.get().load_program(data)
+        method = program.load_method("forward")
     except RuntimeError as error:
         raise damaged(path, error) from error
     name = f"ExecuTorch {release_of(executorch.version.__version__)} on CPU"
-    return ExecuTorchEngine(method, description, name)
+    return ExecuTorchEngine(method, description, name, (program, data))
