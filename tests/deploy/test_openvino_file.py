@@ -74,6 +74,7 @@ def test_names_of_classes_come_back_as_they_were(tmp_path: Path) -> None:
     assert described_in(path).classes == names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("free", ["batch", "width"])
 def test_one_size_may_be_free_and_the_others_fixed(free: str, tmp_path: Path) -> None:
     graph, described = export_module(classifier(**TINY))
