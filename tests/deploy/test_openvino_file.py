@@ -170,3 +170,23 @@ def test_without_openvino_the_extra_is_named(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'fullfield\[export\]'"):
         write_openvino(graph, described, tmp_path / "x.xml")
+
+
+class Filtered(nn.Module):
+    """A global filter: multiplied in the frequencies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(3, 16, 9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        spectrum = torch.fft.rfft2(x, norm="ortho")
+        return torch.fft.irfft2(spectrum * self.weight, s=(16, 16), norm="ortho").mean((2, 3))
+
+
+def test_a_fourier_transform_is_refused_by_name_and_nothing_is_written(tmp_path: Path) -> None:
+    _, described = export_module(classifier(**TINY))
+    one = replace(described, classes=("a", "b", "c"), batch=1, height=16, width=16)
+    with pytest.raises(ConfigError, match="can't carry the operator DFT"):
+        write_openvino(ExportGraph(Filtered(), (0.5,) * 3, (0.2,) * 3).eval(), one, tmp_path / "net.xml")
+    assert list(tmp_path.iterdir()) == []

@@ -54,12 +54,21 @@ def write_openvino(module: ExportGraph, description: Description, path: str | Pa
     file = Path(path)
     with scratch_folder(file) as folder:
         onnx_file = write_onnx(module, description, folder / "graph.onnx")
+        _refuse_fourier(onnx_file, description.name)
         try:
             model = openvino.Core().read_model(onnx_file)
         except RuntimeError as error:
             raise ConfigError(_unsupported(error, description.name)) from error
         _crop_by_slices(model)
         return save_openvino(model, replace(description, precision="fp16" if half else "fp32"), file)
+
+
+def _refuse_fourier(onnx_file: Path, name: str) -> None:
+    """Raise ConfigError for a graph with Fourier transforms, of which OpenVINO 2026.4 makes a file without output."""
+    import onnx
+
+    if any(node.op_type == "DFT" for node in onnx.load(onnx_file).graph.node):
+        raise ConfigError(f"OpenVINO can't carry the operator DFT of {name}; export it with --to onnx or --to torch")
 
 
 def save_openvino(model: Any, description: Description, file: Path) -> Path:
