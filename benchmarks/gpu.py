@@ -23,7 +23,7 @@ import torch
 from environment import environment
 from gpu_parts import ceilings, correctness, depthwise, nets, region_ops
 from gpu_parts.bounds import Ceilings
-from gpu_parts.session import Row, Session
+from gpu_parts.campaign import Campaign, Row
 
 from fullfield.measure.environment import environment as package_environment
 from fullfield.measure.tables import write_rows
@@ -33,21 +33,21 @@ PARTS = {"ceilings": 0.05, "correctness": 0.25, "region": 0.45, "attention": 0.5
 RESULTS = Path(__file__).parent / "results"
 
 
-def run_part(name: str, session: Session, reached: Ceilings) -> list[Row]:
+def run_part(name: str, campaign: Campaign, reached: Ceilings) -> list[Row]:
     """Return the rows of one part other than the ceilings."""
     if name == "correctness":
-        region_ops.forced("triton" if not session.dry else None)  # the training steps go through the kernels
+        region_ops.forced("triton" if not campaign.dry else None)  # the training steps go through the kernels
         try:
-            return correctness.measure(session)
+            return correctness.measure(campaign)
         finally:
             region_ops.forced(None)
     if name == "region":
-        return region_ops.measure(session, reached)
+        return region_ops.measure(campaign, reached)
     if name == "attention":
-        return region_ops.measure_attention(session, reached)
+        return region_ops.measure_attention(campaign, reached)
     if name == "depthwise":
-        return depthwise.measure(session, reached)
-    return nets.measure(session)
+        return depthwise.measure(campaign, reached)
+    return nets.measure(campaign)
 
 
 def summary(tables: dict[str, list[Row]]) -> list[str]:
@@ -102,23 +102,23 @@ def main() -> int:
     device = "cpu" if dry else "cuda"
     about = environment() | package_environment(device)
     start, reached, tables = time.monotonic(), Ceilings(), {}
-    session = Session(device, dry, deadline=0.0)
+    campaign = Campaign(device, dry, deadline=0.0)
     for name in arguments.parts:
-        session.deadline = start + 60 * arguments.minutes * PARTS[name]
+        campaign.deadline = start + 60 * arguments.minutes * PARTS[name]
         if name == "ceilings":
-            reached, rows = ceilings.measure(session)
+            reached, rows = ceilings.measure(campaign)
         else:
-            rows = run_part(name, session, reached)
+            rows = run_part(name, campaign, reached)
         tables[name] = rows
         if rows:
             write_rows([row | about for row in rows], out / f"gpu_{name}.csv")
         print(f"{name}: {len(rows)} rows after {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
-    for failure in session.failures:
+    for failure in campaign.failures:
         print(f"left out or failed: {failure}")
     for line in summary(tables):
         print(line)
     print(f"written to {out}")
-    return 1 if any("out of time" not in failure for failure in session.failures) else 0
+    return 1 if any("out of time" not in failure for failure in campaign.failures) else 0
 
 
 if __name__ == "__main__":

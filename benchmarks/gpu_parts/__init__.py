@@ -1,1 +1,1 @@
-"""The parts of `benchmarks/gpu.py`, one a file: each takes a `Session` and returns rows."""
+"""The parts of `benchmarks/gpu.py`, one a file: each takes a `Campaign` and returns rows."""

@@ -3,18 +3,18 @@
 import torch
 
 from gpu_parts.bounds import Ceilings
-from gpu_parts.session import Row, Session
+from gpu_parts.campaign import Campaign, Row
 
 EXPS_A_THREAD = 256
 
 
-def measure(session: Session) -> tuple[Ceilings, list[Row]]:
+def measure(campaign: Campaign) -> tuple[Ceilings, list[Row]]:
     """Return the ceilings, and them as rows; where one can't be measured, the stated figure of an H100."""
     stated = Ceilings()
     reached = {
-        "bytes_per_s": session.attempt("copying", lambda: _copying(session)),
-        "flops_per_s": session.attempt("products", lambda: _products(session)),
-        "exps_per_s": session.attempt("exponentials", lambda: _exponentials(session)),
+        "bytes_per_s": campaign.attempt("copying", lambda: _copying(campaign)),
+        "flops_per_s": campaign.attempt("products", lambda: _products(campaign)),
+        "exps_per_s": campaign.attempt("exponentials", lambda: _exponentials(campaign)),
     }
     rows = [
         {"ceiling": name, "measured": f"{value:.4g}" if value else "", "stated_h100": f"{getattr(stated, name):.4g}"}
@@ -23,19 +23,19 @@ def measure(session: Session) -> tuple[Ceilings, list[Row]]:
     return Ceilings(**{name: value or getattr(stated, name) for name, value in reached.items()}), rows
 
 
-def _copying(session: Session) -> float:
-    source = torch.zeros(2**12 if session.dry else 2**30, dtype=torch.int8, device=session.device)
+def _copying(campaign: Campaign) -> float:
+    source = torch.zeros(2**12 if campaign.dry else 2**30, dtype=torch.int8, device=campaign.device)
     target = torch.empty_like(source)
-    return 2 * source.numel() / (session.time_us(lambda: target.copy_(source), flush=False) * 1e-6)
+    return 2 * source.numel() / (campaign.time_us(lambda: target.copy_(source), flush=False) * 1e-6)
 
 
-def _products(session: Session) -> float:
-    side = 32 if session.dry else 8192
-    a = torch.randn(side, side, device=session.device, dtype=torch.bfloat16)
-    return 2 * side**3 / (session.time_us(lambda: a @ a, flush=False) * 1e-6)
+def _products(campaign: Campaign) -> float:
+    side = 32 if campaign.dry else 8192
+    a = torch.randn(side, side, device=campaign.device, dtype=torch.bfloat16)
+    return 2 * side**3 / (campaign.time_us(lambda: a @ a, flush=False) * 1e-6)
 
 
-def _exponentials(session: Session) -> float:
+def _exponentials(campaign: Campaign) -> float:
     import triton
     import triton.language as tl
 
@@ -47,7 +47,7 @@ def _exponentials(session: Session) -> float:
             value = tl.exp2(value)
         tl.store(out_ptr + at, value)
 
-    count, programs, block = (2, 1, 32) if session.dry else (EXPS_A_THREAD, 16_384, 1024)
-    out = torch.empty(programs * block, device=session.device)
+    count, programs, block = (2, 1, 32) if campaign.dry else (EXPS_A_THREAD, 16_384, 1024)
+    out = torch.empty(programs * block, device=campaign.device)
     call = lambda: exponentials[(programs,)](out, COUNT=count, BLOCK=block, num_warps=4)  # noqa: E731
-    return count * programs * block / (session.time_us(call, flush=False) * 1e-6)
+    return count * programs * block / (campaign.time_us(call, flush=False) * 1e-6)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from fullfield.ops import region_pwconv
-from gpu_parts.session import Row, Session
+from gpu_parts.campaign import Campaign, Row
 
 TOLERANCE = {torch.float32: (1e-5, 2e-5), torch.bfloat16: (5e-3, 2e-2), torch.float16: (1e-3, 2e-3)}
 # channels, (H, W), r, heads: the four stages of racnn_tiny, odd sizes, wide heads, single pixels, long walks
@@ -27,28 +27,28 @@ SHAPES = [
 DRY_SHAPES = [(24, (5, 6), 2, 2), (72, (3, 4), 1, 1), (20, (2, 2), 7, 1)]
 
 
-def measure(session: Session) -> list[Row]:
+def measure(campaign: Campaign) -> list[Row]:
     """Return one row a shape, dtype, layout and kind of input."""
     rows = []
-    for channels, size, region_size, heads in DRY_SHAPES if session.dry else SHAPES:
-        for dtype in (torch.float32, torch.float16) if session.dry else TOLERANCE:  # the interpreter lacks bfloat16
+    for channels, size, region_size, heads in DRY_SHAPES if campaign.dry else SHAPES:
+        for dtype in (torch.float32, torch.float16) if campaign.dry else TOLERANCE:  # the interpreter lacks bfloat16
             for kind in ("normal", "dead and |s| = 60"):
                 what = f"correctness of {channels} {size} r={region_size} {heads} heads {dtype} {kind}"
                 last = len(rows) % 2 == 0
-                arguments = (session, channels, size, region_size, heads, dtype, last, kind)
-                row = session.attempt(what, lambda arguments=arguments: _compare(*arguments))
+                arguments = (campaign, channels, size, region_size, heads, dtype, last, kind)
+                row = campaign.attempt(what, lambda arguments=arguments: _compare(*arguments))
                 if row:
                     rows.append(row)
                     if row["holds"] != "yes":
-                        session.failures.append(f"{what}: {row}")
-    for dtype in (torch.float16,) if session.dry else (torch.bfloat16, torch.float16):
-        row = session.attempt(f"steps in {dtype}", lambda dtype=dtype: _train(session, dtype))
+                        campaign.failures.append(f"{what}: {row}")
+    for dtype in (torch.float16,) if campaign.dry else (torch.bfloat16, torch.float16):
+        row = campaign.attempt(f"steps in {dtype}", lambda dtype=dtype: _train(campaign, dtype))
         rows += [row] if row else []
     return rows
 
 
 def _compare(
-    session: Session,
+    campaign: Campaign,
     channels: int,
     size: tuple[int, int],
     region_size: int,
@@ -58,15 +58,15 @@ def _compare(
     kind: str,
 ) -> Row:
     draw = np.random.default_rng(channels + size[0])
-    shape = (session.batch(3), channels, *size)
+    shape = (campaign.batch(3), channels, *size)
     layout = torch.channels_last if channels_last else torch.contiguous_format
 
     def normal() -> Tensor:
-        x = torch.from_numpy(draw.standard_normal(shape)).to(session.device)
+        x = torch.from_numpy(draw.standard_normal(shape)).to(campaign.device)
         return x.to(dtype).contiguous(memory_format=layout)
 
     x, g = normal(), normal()
-    scale = torch.linspace(3.0, -2.0, heads).to(session.device)
+    scale = torch.linspace(3.0, -2.0, heads).to(campaign.device)
     if kind != "normal":
         x[:, ::3] = 0
         scale = torch.full_like(scale, 60.0)
@@ -112,23 +112,23 @@ def _error(actual: Tensor, expected: Tensor) -> float:
     return float((actual.double() - expected).norm() / expected.norm().clamp(min=1e-300))
 
 
-def _train(session: Session, dtype: torch.dtype) -> Row:
+def _train(campaign: Campaign, dtype: torch.dtype) -> Row:
     """Train a small net on noise and count steps before the first loss that is not finite."""
     import timm
 
     import fullfield.models  # noqa: F401
 
     torch.manual_seed(0)
-    steps, side = (2, 32) if session.dry else (1000, 64)
-    model = timm.create_model("racnn_pico", num_classes=10).to(session.device, memory_format=torch.channels_last)
+    steps, side = (2, 32) if campaign.dry else (1000, 64)
+    model = timm.create_model("racnn_pico", num_classes=10).to(campaign.device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    scaler = torch.amp.GradScaler(session.device, enabled=dtype == torch.float16 and session.device == "cuda")
-    images = torch.randn(session.batch(32), 3, side, side, device=session.device)
-    labels = torch.randint(10, (len(images),), device=session.device)
-    finite = torch.ones((), dtype=torch.bool, device=session.device)
+    scaler = torch.amp.GradScaler(campaign.device, enabled=dtype == torch.float16 and campaign.device == "cuda")
+    images = torch.randn(campaign.batch(32), 3, side, side, device=campaign.device)
+    labels = torch.randint(10, (len(images),), device=campaign.device)
+    finite = torch.ones((), dtype=torch.bool, device=campaign.device)
     for _ in range(steps):
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(session.device, dtype=dtype if session.device == "cuda" else torch.bfloat16):
+        with torch.autocast(campaign.device, dtype=dtype if campaign.device == "cuda" else torch.bfloat16):
             loss = torch.nn.functional.cross_entropy(model(images).float(), labels)
         scaler.scale(loss).backward()
         scaler.step(optimizer)

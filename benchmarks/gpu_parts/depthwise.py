@@ -4,7 +4,7 @@ import torch
 
 from fullfield.ops import depthwise_conv2d
 from gpu_parts.bounds import Ceilings
-from gpu_parts.session import Row, Session, digits
+from gpu_parts.campaign import Campaign, Row, digits
 
 # channels, side, kernel: RepLKNet-31B's and UniRepLKNet's stages, and a strip of SLaK
 SHAPES = [
@@ -20,10 +20,10 @@ SHAPES = [
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def measure(session: Session, ceilings: Ceilings) -> list[Row]:
+def measure(campaign: Campaign, ceilings: Ceilings) -> list[Row]:
     """Return one row a shape, dtype, layout, path and direction."""
     rows = []
-    for channels, side, kernel in [(4, 8, (5, 5))] if session.dry else SHAPES:
+    for channels, side, kernel in [(4, 8, (5, 5))] if campaign.dry else SHAPES:
         for dtype in DTYPES:
             for layout in ("nchw", "channels_last"):
                 # the other paths once, in the dtype and layout that nets are run in
@@ -32,13 +32,13 @@ def measure(session: Session, ceilings: Ceilings) -> list[Row]:
                     if path == "toeplitz" and side > 14:
                         continue
                     what = f"depthwise {channels} {side} {kernel} {dtype} {layout} {path}"
-                    arguments = (session, ceilings, channels, side, kernel, dtype, layout, path)
-                    rows += session.attempt(what, lambda arguments=arguments: _rows(*arguments)) or []
+                    arguments = (campaign, ceilings, channels, side, kernel, dtype, layout, path)
+                    rows += campaign.attempt(what, lambda arguments=arguments: _rows(*arguments)) or []
     return rows
 
 
 def _rows(
-    session: Session,
+    campaign: Campaign,
     ceilings: Ceilings,
     channels: int,
     side: int,
@@ -48,9 +48,9 @@ def _rows(
     path: str,
 ) -> list[Row]:
     memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-    x = torch.randn(session.batch(64), channels, side, side, device=session.device, dtype=dtype)
+    x = torch.randn(campaign.batch(64), channels, side, side, device=campaign.device, dtype=dtype)
     x = x.contiguous(memory_format=memory_format)
-    weight = torch.randn(channels, 1, *kernel, device=session.device, dtype=dtype).requires_grad_()
+    weight = torch.randn(channels, 1, *kernel, device=campaign.device, dtype=dtype).requires_grad_()
     leaf, g = x.clone().requires_grad_(), torch.randn_like(x)
 
     def forward() -> None:
@@ -64,7 +64,7 @@ def _rows(
     rows = []
     for direction, run, passes in (("forward", forward, 2), ("forward+backward", both, 7)):
         # some of these take 20 ms a call in PyTorch's own kernels
-        time_us = session.time_us(run, repetitions=5)
+        time_us = campaign.time_us(run, repetitions=5)
         floor = 1e6 * passes * x.numel() * x.element_size() / ceilings.bytes_per_s
         rows.append(
             {

@@ -15,7 +15,7 @@ FLUSH_BYTES = 256 * 2**20  # several times the second-level cache of any card
 
 
 @dataclass
-class Session:
+class Campaign:
     """One run of the campaign.
 
     Args:
