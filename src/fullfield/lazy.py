@@ -6,7 +6,6 @@ what is used of it.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
@@ -20,7 +19,7 @@ TORCH = frozenset({"torch", "torchvision", "timm", "safetensors"})
 
 
 def find(room: str, homes: Mapping[str, str], name: str) -> Any:
-    """Return a name of a package, for its `__getattr__`; the next time Python finds it by itself.
+    """Return a name of a package, for its `__getattr__`.
 
     Args:
         room: The package's `__name__`.
@@ -35,10 +34,8 @@ def find(room: str, homes: Mapping[str, str], name: str) -> Any:
         raise AttributeError(f"module {room!r} has no attribute {name!r}")
     module, _, attribute = homes[name].partition(":")
     try:
-        value = getattr(import_module(module), attribute or name)
+        return getattr(import_module(module), attribute or name)
     except ModuleNotFoundError as error:
         if error.name in TORCH:
             raise MissingExtraError(f"{room}.{name} needs {error.name}: pip install 'fullfield[torch]'") from error
         raise
-    setattr(sys.modules[room], name, value)
-    return value
