@@ -316,3 +316,10 @@ def test_the_command_writes_what_it_would_upload(
     assert json.loads(hub.files["anna/cells"]["config.json"])["architecture"] == "racnn_pico"
     assert push_command([str(small), "anna/cells"]) == 0
     assert "--replace-card" in capsys.readouterr().err
+
+
+def test_what_opens_runs_opens_a_repository_by_its_prefix(finished: Path, hub: Hub) -> None:
+    push(finished, "anna/cells")
+    opened = open_any("hf-hub:anna/cells", device="cpu")
+    assert opened.classes == open_any(finished, device="cpu").classes
+    assert opened.trained
