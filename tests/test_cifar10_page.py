@@ -59,7 +59,8 @@ def test_three_seeds_of_both_nets_are_stored_with_their_environment() -> None:
     for row in stored:
         assert all(row.values()), row
         assert (row["test_images"], row["train_images"]) == ("10000", str(10 * unpack.TRAIN_PER_CLASS))
-        assert float(row["cpu_minutes"]) <= 10  # five minutes on two cores
+        assert float(row["minutes"]) <= 5
+        assert (row["cores"], row["threads"]) == ("2", "2")
 
 
 def test_means_and_deviations_on_the_page_are_those_of_the_seeds() -> None:

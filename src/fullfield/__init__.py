@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fullfield.data.pack import pack
     from fullfield.deploy.export import export
     from fullfield.deploy.hub import from_pretrained, push
+    from fullfield.deploy.optimize import optimize
     from fullfield.deploy.predictor import Predictor
     from fullfield.models.official import load_weights
     from fullfield.models.registry import ModelInfo, create_model, list_models
@@ -43,6 +44,7 @@ __all__ = [
     "load_weights",
     "models",
     "ops",
+    "optimize",
     "pack",
     "predict",
     "push",
@@ -62,6 +64,7 @@ _HOMES = {
     "list_models": "fullfield.models.registry",
     "load": "fullfield.models.weights",
     "load_weights": "fullfield.models.official",
+    "optimize": "fullfield.deploy.optimize",
     "pack": "fullfield.data.pack",
     "predict": "fullfield.tasks.predict_any:predict_any",
     "push": "fullfield.deploy.hub",

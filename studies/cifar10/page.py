@@ -51,12 +51,14 @@ def nets_table(rows: Sequence[Row]) -> str:
 def results_table(rows: Sequence[Row]) -> str:
     """Top-1 of every seed, their mean and sample standard deviation, and what a run took."""
     seeds = sorted({row["seed"] for row in rows}, key=int)
-    lines = [["net", *(f"seed {seed} (%)" for seed in seeds), "mean ± deviation (%)", "processor minutes a run"]]
+    times = ["longest run (min)", "processor time a run (min)"]
+    lines = [["net", *(f"seed {seed} (%)" for seed in seeds), "mean ± deviation (%)", *times]]
     for net in NETS:
         top1 = percents(of(net, rows))
         minutes = statistics.mean(float(row["cpu_minutes"]) for row in of(net, rows))
         spread = f"{statistics.mean(top1):.1f} ± {statistics.stdev(top1):.1f}"
-        lines.append([net, *(f"{value:.1f}" for value in top1), spread, f"{minutes:.1f}"])
+        longest = max(float(row["minutes"]) for row in of(net, rows))
+        lines.append([net, *(f"{value:.1f}" for value in top1), spread, f"{longest:.1f}", f"{minutes:.1f}"])
     return markdown(lines)
 
 
@@ -79,7 +81,7 @@ def where(rows: Sequence[Row]) -> str:
     """Return the stored environment as a sentence."""
     row = rows[0]
     return (
-        f"{row['device']}, {row['cores']} cores shared with other work, threads of a run: {row['threads']}, torch"
+        f"{row['device']}, {row['cores']} cores, threads of a run: {row['threads']}, torch"
         f" {row['torch']}, Python {row['python']}, {row['date']}, commit {row['commit']}. Each run:"
         f" {row['train_images']} training images, {row['epochs']} epochs, {row['test_images']} test images."
     )

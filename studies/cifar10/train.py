@@ -112,8 +112,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/cifar10"), help="folder for the images and the runs")
     parser.add_argument("--source", type=Path, default=SOURCE, help="where train.npz and test.npz lie")
-    parser.add_argument("--threads", type=int, default=1, help="of one run")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
+    parser.add_argument("--threads", type=int, default=2, help="of one run")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     arguments = parser.parse_args()
 
     arguments.work.mkdir(parents=True, exist_ok=True)

@@ -59,9 +59,20 @@ def test_a_model_that_cannot_be_loaded_ends_the_command_with_its_sentence(call: 
 
 
 @pytest.mark.slow
-def test_a_run_is_served_and_a_signal_ends_it_with_0(finished: Path, photos: Path) -> None:
+def test_a_run_is_served_with_its_page_and_a_signal_ends_it_with_0(finished: Path, photos: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "fullfield.cli.main", "serve", str(finished), "--port", "0", "--device", "cpu"],
+        [
+            sys.executable,
+            "-m",
+            "fullfield.cli.main",
+            "serve",
+            str(finished),
+            "--port",
+            "0",
+            "--device",
+            "cpu",
+            "--page",
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -88,6 +99,10 @@ def test_a_run_is_served_and_a_signal_ends_it_with_0(finished: Path, photos: Pat
         labels = told["answers"][0]["labels"]
         assert [one["class"] for one in labels] == [name for name, _ in expected.labels]
         assert [one["probability"] for one in labels] == pytest.approx([p for _, p in expected.labels], abs=1e-5)
+        assert f"the page: {address}/page/\n" in said
+        page = httpx.get(f"{address}/page/")
+        assert page.status_code == 200
+        assert "gradio" in page.text
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
     finally:

@@ -180,7 +180,7 @@ def test_the_options_that_the_files_name_are_options_of_serve(capsys: pytest.Cap
 def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
     analyze = shutil.which("systemd-analyze")
     if analyze is None:
-        pytest.skip("needs systemd-analyze")
+        pytest.skip("needs systemd-analyze, which comes with systemd")
     text = (DEPLOY / "fullfield.service").read_text(encoding="utf-8")
     copy = tmp_path / "fullfield.service"
     copy.write_text(text.replace("/opt/fullfield/bin/fullfield", sys.executable), encoding="utf-8")

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from fullfield.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, LUMA
-from fullfield.errors import ConfigError, nearest
+from fullfield.data.preprocess import IMAGENET_MEAN, IMAGENET_STD, LUMA, check_keys
+from fullfield.errors import ConfigError
 
 __all__ = ["DensePreprocess"]
 
@@ -83,8 +83,5 @@ class DensePreprocess:
         Raises:
             ConfigError: A key is unknown or a value impossible.
         """
-        known = [field.name for field in fields(cls)]
-        for key in values:
-            if key not in known:
-                raise ConfigError(f"unknown preprocessing key {key!r}{nearest(str(key), known)}")
+        check_keys(values, [field.name for field in fields(cls)])
         return cls(**values)

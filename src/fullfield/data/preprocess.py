@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -21,6 +21,7 @@ __all__ = [
     "LUMA",
     "Preprocess",
     "ResizedCentre",
+    "check_keys",
     "is_number",
     "is_whole",
 ]
@@ -97,14 +98,20 @@ class Preprocess:
         Raises:
             ConfigError: A key is unknown or a value impossible.
         """
-        known = [field.name for field in fields(cls)]
-        for key in values:
-            if key not in known:
-                raise ConfigError(
-                    f"Unknown preprocessing key {key!r}{nearest(str(key), known) or '.'} "
-                    f"The keys are {', '.join(known)}."
-                )
+        check_keys(values, [field.name for field in fields(cls)])
         return cls(**values)
+
+
+def check_keys(values: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Refuse stored preprocessing with a key that is not known.
+
+    Raises:
+        ConfigError: There is one; the message has the nearest.
+    """
+    for key in values:
+        if key not in known:
+            hint = nearest(str(key), known) or "."
+            raise ConfigError(f"Unknown preprocessing key {key!r}{hint} The keys are {', '.join(known)}.")
 
 
 @dataclass(frozen=True)

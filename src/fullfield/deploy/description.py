@@ -13,11 +13,13 @@ from typing import Any
 
 from fullfield.errors import CheckpointError
 
-__all__ = ["KEY", "PRECISIONS", "TASKS", "Description", "Selection"]
+__all__ = ["KEY", "OUTPUTS", "PRECISIONS", "TASKS", "Description", "Selection"]
 
 KEY = "fullfield"
 """The name of the JSON text in a format's metadata."""
 TASKS = ("classify", "detect", "segment")
+OUTPUTS = {"classify": ("logits",), "detect": ("boxes", "scores"), "segment": ("logits",)}
+"""Task -> names of the outputs, in order."""
 PRECISIONS = ("fp32", "fp16", "int8")
 _VERSION = 1
 

@@ -25,10 +25,8 @@ from fullfield.tasks.detection.pyramid import full_precision
 from fullfield.tasks.open import OpenedDense
 from fullfield.tasks.source import OpenedModel
 
-__all__ = ["OUTPUTS", "ExportGraph", "capture", "example_images", "export_module", "in_half"]
+__all__ = ["ExportGraph", "capture", "example_images", "export_module", "fused", "in_half"]
 
-OUTPUTS = {"classify": ("logits",), "detect": ("boxes", "scores"), "segment": ("logits",)}
-"""Task -> names of the outputs, in order."""
 EXPORTED_HEADS = ("fcos", "retinanet")
 # Unequal, so that height and width stay apart; multiples of 32, as dense nets take; and above 128, the coarsest stride,
 # because the tracer takes a side of one pixel for a constant.
@@ -153,6 +151,19 @@ def in_half(module: ExportGraph) -> ExportGraph:
     return half
 
 
+def fused(model: nn.Module) -> nn.Module:
+    """Fold branches and norms in place where the net knows how: our own, and timm's with reparameterised blocks.
+
+    Args:
+        model: Any; one that has nothing to fold stays as it is.
+
+    Returns:
+        The model, in eval mode. Its outputs stay equal up to rounding, and it can't be trained any more.
+    """
+    model.eval()
+    return model.fuse() if isinstance(model, Backbone) else reparameterize_model(model, inplace=True)
+
+
 def example_images(description: Description) -> Tensor:
     """Return images that a graph is traced with, random: sizes left free are given here."""
     height, width = description.height or _EXAMPLE_SIZE[0], description.width or _EXAMPLE_SIZE[1]
@@ -191,12 +202,12 @@ def capture(module: nn.Module, description: Description) -> ExportedProgram:
 def _classifier(opened: OpenedModel) -> _Part:
     cfg = getattr(opened.model, "pretrained_cfg", None) or {}
     size = opened.preprocess.image_size if cfg.get("fixed_input_size") else None
-    return _Part(_fused(deepcopy(opened.model)), size=size)
+    return _Part(fused(deepcopy(opened.model)), size=size)
 
 
 def _segmenter(opened: OpenedDense) -> _Part:
     net = deepcopy(opened.model)
-    net.backbone.model = _fused(net.backbone.model)
+    net.backbone.model = fused(net.backbone.model)
     net.auxiliary = None
     net.get_buffer("mean").zero_()  # `ExportGraph` normalises, in float32 whatever the net computes in
     net.get_buffer("std").fill_(1)
@@ -212,7 +223,7 @@ def _detector(opened: OpenedDense) -> _Part:
             f" the run folder), or train a head that exports whole: {' or '.join(EXPORTED_HEADS)}"
         )
     net = deepcopy(opened.model)
-    net.backbone.model = _fused(net.backbone.model)
+    net.backbone.model = fused(net.backbone.model)
     head = net.head
     selection = Selection(
         strides=STRIDES,
@@ -223,11 +234,6 @@ def _detector(opened: OpenedDense) -> _Part:
         detections=head.detections_per_img,
     )
     return _Part(DenseDetector(net.backbone, net.pyramid, head), selection=selection)
-
-
-def _fused(model: nn.Module) -> nn.Module:
-    """Fold branches and norms where the net knows how: our own, and timm's with reparameterised blocks."""
-    return model.fuse() if isinstance(model, Backbone) else reparameterize_model(model.eval(), inplace=True)
 
 
 def _corrected(anchors_N4: Tensor, regression_BN4: Tensor, coder: Any) -> Tensor:

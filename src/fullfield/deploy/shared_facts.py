@@ -242,7 +242,7 @@ def _macs(opened: OpenedModel | OpenedDense) -> tuple[int, tuple[int, int, int]]
     size = (p.channels, height, width)
     try:
         return count_flops(copy.deepcopy(net).to("meta"), size) // 2, size
-    except (NotImplementedError, RuntimeError):  # a few of timm's compute with numbers of their weights
+    except RuntimeError:  # a few of timm's compute with numbers of their weights
         return count_flops(net.to(torch.float32), size) // 2, size
 
 

@@ -86,7 +86,8 @@ def _any_size(x: Tensor, region_size: int) -> Tensor:
     nw: Any = torch.sym_max(2, (W + r - 1) // r)
     x_pad = F.pad(x, (0, nw * r - W, 0, nh * r - H))
     wide = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
-    sums = x_pad.view(B, C, nh, r, nw, r).sum(dim=(2, 4), dtype=wide)
+    sums_BCrW = x_pad.view(B, C, nh, r, nw * r).sum(dim=2, dtype=wide)  # one axis at a time, as runtimes are fast at
+    sums = sums_BCrW.view(B, C, r, nw, r).sum(dim=3)
     sums = F.pad(sums, (0, columns - r, 0, rows - r))  # cells without pixels do not exist
     count_h = (H - 1 - torch.arange(rows, device=x.device)) // r + 1
     count_w = (W - 1 - torch.arange(columns, device=x.device)) // r + 1

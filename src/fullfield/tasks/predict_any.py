@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fullfield.errors import ConfigError
-from fullfield.tasks.answers import save_predictions
 from fullfield.tasks.open import OpenedDense, open_any
 from fullfield.tasks.predict import predict
 from fullfield.tasks.source import OpenedModel
 
-__all__ = ["predict_any", "save_any"]
+__all__ = ["predict_any"]
 
 
 def predict_any(
@@ -70,28 +69,3 @@ def predict_any(
 
     options = InferenceOptions(window=window, scales=tuple(scales), flip=flip)
     return predict_segmentation(opened, images, options)
-
-
-def save_any(
-    opened: OpenedModel | OpenedDense, predictions: Iterable[Any], folder: str | Path, *, draw: bool = True
-) -> Path:
-    """Write predictions into a folder, in the form of their task, and return it.
-
-    Args:
-        opened: The model that made them.
-        predictions: As `predict_any` returned them.
-        folder: Made if it does not exist; files of those names are replaced.
-        draw: Whether to draw pictures.
-
-    Raises:
-        RunError: The folder can't be written or the disk is full.
-    """
-    if not isinstance(opened, OpenedDense):
-        return save_predictions(list(predictions), folder, draw=draw)
-    if opened.task == "detect":
-        from fullfield.tasks.detection.answers import save_detection_predictions
-
-        return save_detection_predictions(list(predictions), folder, classes=opened.classes, draw=draw)
-    from fullfield.tasks.segmentation.answers import save_segmentation
-
-    return save_segmentation(predictions, folder, classes=opened.classes, colours=opened.colours, draw=draw)

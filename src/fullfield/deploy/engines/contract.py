@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fullfield.deploy.description import KEY, Description
+from fullfield.deploy.description import KEY, OUTPUTS, Description
 from fullfield.errors import CheckpointError, ConfigError
 
 __all__ = [
-    "OUTPUTS",
     "check_images",
     "check_names",
     "check_threads",
@@ -24,9 +23,6 @@ __all__ = [
     "read_description",
     "release_of",
 ]
-
-OUTPUTS = {"classify": ("logits",), "segment": ("logits",), "detect": ("boxes", "scores")}
-"""Task -> the names of the outputs, in order."""
 
 
 def check_threads(threads: int | None) -> None:

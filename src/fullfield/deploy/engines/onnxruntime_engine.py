@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fullfield.deploy.description import KEY, Description
+from fullfield.deploy.description import KEY, OUTPUTS, Description
 from fullfield.deploy.engines.contract import (
-    OUTPUTS,
     check_images,
     check_names,
     check_threads,

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fullfield.deploy.description import Description
+from fullfield.deploy.description import OUTPUTS, Description
 from fullfield.deploy.engines.contract import (
-    OUTPUTS,
     check_images,
     check_threads,
     damaged,

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from torch.export import ExportedProgram
 
-from fullfield.deploy.description import KEY, Description
+from fullfield.deploy.description import KEY, OUTPUTS, Description
 from fullfield.deploy.formats.scratch import scratch_folder
 from fullfield.deploy.formats.static_graph import MAX_AXES, at_one_size, capture_static
-from fullfield.deploy.graph import OUTPUTS, ExportGraph
+from fullfield.deploy.graph import ExportGraph
 from fullfield.errors import ConfigError, MissingExtraError
 
 __all__ = ["write_coreml"]
@@ -31,8 +31,8 @@ __all__ = ["write_coreml"]
 def write_coreml(module: ExportGraph, description: Description, path: str | Path, *, half: bool = False) -> Path:
     """Write a model as a Core ML package, whole or not at all.
 
-    The program has one input `images` (B, C, H, W), float32, values 0 to 1, and the outputs `graph.OUTPUTS` of its
-    task, float32; it needs iOS 16 or macOS 13. It has one size: what the description leaves free is set by
+    The program has one input `images` (B, C, H, W), float32, values 0 to 1, and the outputs `OUTPUTS` of
+    its task, float32; it needs iOS 16 or macOS 13. It has one size: what the description leaves free is set by
     `at_one_size`. The description lies in the package's user-defined metadata under `KEY`.
 
     Args:
@@ -76,7 +76,7 @@ def _converted(coremltools: Any, program: ExportedProgram, description: Descript
             compute_precision=precision.FLOAT16 if description.precision == "fp16" else precision.FLOAT32,
             skip_model_load=True,
         )
-    except (NotImplementedError, ValueError, RuntimeError, TypeError, KeyError, AssertionError) as error:
+    except (ValueError, RuntimeError, TypeError, KeyError, AssertionError) as error:  # it has none of its own
         raise ConfigError(_unsupported(error, description.name)) from error
 
 

@@ -27,7 +27,7 @@ __all__ = ["write_executorch"]
 def write_executorch(module: ExportGraph, description: Description, path: str | Path, *, half: bool = False) -> Path:
     """Write a model as an ExecuTorch program with its description beside it, both or neither.
 
-    The method `forward` takes `images` (B, C, H, W), float32, values 0 to 1, and returns `graph.OUTPUTS` of the task in
+    The method `forward` takes `images` (B, C, H, W), float32, values 0 to 1, and returns `OUTPUTS` of the task in
     order, float32. It has one size: what the description leaves free is set by `at_one_size`.
 
     Args:

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 
-from fullfield.deploy.description import KEY, Description
+from fullfield.deploy.description import KEY, OUTPUTS, Description
 from fullfield.deploy.formats.adaptive_pool import with_exportable_pooling
-from fullfield.deploy.graph import OUTPUTS, ExportGraph, capture, in_half
+from fullfield.deploy.graph import ExportGraph, capture, in_half
 from fullfield.errors import ConfigError, MissingExtraError
 from fullfield.files import atomic_write
 

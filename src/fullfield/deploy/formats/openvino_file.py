@@ -27,7 +27,7 @@ __all__ = ["save_openvino", "write_openvino"]
 def write_openvino(module: ExportGraph, description: Description, path: str | Path, *, half: bool = False) -> Path:
     """Write a model as OpenVINO's .xml and .bin, both or neither.
 
-    The model has one input `images` (B, C, H, W), float32, values 0 to 1, and the outputs `graph.OUTPUTS` of its task,
+    The model has one input `images` (B, C, H, W), float32, values 0 to 1, and the outputs `OUTPUTS` of its task,
     float32. The description lies in its rt_info under `KEY`.
 
     Args:

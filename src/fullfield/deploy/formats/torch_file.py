@@ -25,7 +25,7 @@ EXTRA_FILE = f"{KEY}.json"
 def write_torch(module: ExportGraph, description: Description, path: str | Path, *, half: bool = False) -> Path:
     """Write a model as a .pt2 archive, whole or not at all.
 
-    The graph takes `images` (B, C, H, W), float32, values 0 to 1, and returns `graph.OUTPUTS` of the task in order,
+    The graph takes `images` (B, C, H, W), float32, values 0 to 1, and returns `OUTPUTS` of the task in order,
     float32: a tensor, or a tuple where there are several.
 
     Args:
