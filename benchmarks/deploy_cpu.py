@@ -3,11 +3,12 @@
     python benchmarks/deploy_cpu.py                     -> benchmarks/results/deploy_cpu.csv
     python benchmarks/deploy_cpu.py --nets racnn_pico --seconds 5 --out somewhere.csv
 
-Per net: eager PyTorch as `create_model` gives it in its faster memory layout, the same compiled by torch.compile, and
-the files that `fullfield export` writes in fp32 and int8 for both runtimes, each through the engine that `predict` and
-`serve` use. Forms of one net take turns, round after round, and a ratio is taken inside a round (see
-`fullfield.measure.timing`). All weights are random, which changes no time; int8 is fitted to the embedded sample. Every
-file is compared with PyTorch before it is timed, and the difference is in the table.
+Per net: eager PyTorch as `create_model` gives it, in both memory layouts, the same compiled by torch.compile, and the
+files that `fullfield export --size 224 --batch 1` writes in fp32 and int8 for both runtimes, and in fp32 for any size,
+each through the engine that `predict` and `serve` use. Forms of one net take turns, round after round, and a ratio to
+the faster eager layout is taken inside a round (see `fullfield.measure.timing`). All weights are random, which changes
+no time; int8 is fitted to the embedded sample. Every file is compared with PyTorch before it is timed, and the
+difference is in the table.
 """
 
 import argparse
@@ -37,11 +38,13 @@ PYTORCH = {
     "compile": Setting(backend="compile"),
     "compile channels_last": Setting(backend="compile", layout="channels_last"),
 }
-FILES = {
-    "onnxruntime": ("onnx", "fp32"),
-    "openvino": ("openvino", "fp32"),
-    "onnxruntime int8": ("onnx", "int8"),
-    "openvino int8": ("openvino", "int8"),
+FILES = {  # format, precision, whether it takes any size
+    "onnxruntime": ("onnx", "fp32", False),
+    "onnxruntime any size": ("onnx", "fp32", True),
+    "openvino": ("openvino", "fp32", False),
+    "openvino any size": ("openvino", "fp32", True),
+    "onnxruntime int8": ("onnx", "int8", False),
+    "openvino int8": ("openvino", "int8", False),
 }
 EAGER = ("eager", "eager channels_last")
 SIZE = 224
@@ -61,10 +64,12 @@ def file_calls(net: str, folder: Path, threads: int) -> tuple[dict[str, Callable
     pixels = np.random.default_rng(0).random((1, 3, SIZE, SIZE), dtype=np.float32)
     calls: dict[str, Callable[[], Any]] = {}
     verified = {}
-    for form, (to, precision) in FILES.items():
+    for form, (to, precision, any_size) in FILES.items():
         torch.manual_seed(0)
-        calibration = sample_path("blood_cells") if precision == "int8" else None
-        done = export(net, to, folder, precision=precision, calibration=calibration, timing_seconds=0)
+        options: dict[str, Any] = {"precision": precision, "timing_seconds": 0, "overwrite": True}
+        options |= {} if any_size else {"size": (SIZE, SIZE), "batch": 1}
+        options |= {"calibration": sample_path("blood_cells")} if precision == "int8" else {}
+        done = export(net, to, folder, **options)
         engine = open_engine(done.path, threads=threads)
         calls[form] = lambda engine=engine: engine.run(pixels)
         verified[form] = done.verification

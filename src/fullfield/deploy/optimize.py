@@ -40,7 +40,7 @@ class Optimized(nn.Module):
         super().__init__()
         self.model = model
         self._calls = (call,)  # a tuple, so that the compiled module's parameters aren't registered twice
-        self._images = {"device": device, "dtype": dtype, "memory_format": memory_format}
+        self._images: dict[str, Any] = {"device": device, "dtype": dtype, "memory_format": memory_format}
 
     def forward(self, images: Tensor) -> Any:
         """Run the model without autograd.
@@ -117,7 +117,7 @@ def optimize(
     ready = fused(deepcopy(model)).requires_grad_(False)
     _check_range(ready, dtype)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    ready = ready.to(device=place, dtype=dtype).to(memory_format=memory_format)  # type: ignore[call-overload]
+    ready = ready.to(device=place, dtype=dtype).to(memory_format=memory_format)
     mode = "reduce-overhead" if backend == "cuda_graphs" else None
     call: Any = ready if backend == "eager" else torch.compile(ready, mode=mode, dynamic=False)
     return Optimized(ready, call, place, dtype, memory_format).eval()

@@ -64,11 +64,11 @@ def _reference(x: Tensor, gate: Tensor, placement: str) -> Tensor:
 
 def _gather(x: Tensor, gate: Tensor, placement: str) -> Tensor:
     """The same with the upsampled gates laid out as x is: a product of two layouts is several times slower."""
-    row, column = _cells(x, gate, placement)
+    row, column = _cells(x, gate, placement)  # columns first: few numbers are moved one by one, then whole rows
     if is_channels_last(x):
-        gate_BHWC = gate.permute(0, 2, 3, 1).index_select(1, row).index_select(2, column)
+        gate_BHWC = gate.permute(0, 2, 3, 1).index_select(2, column).index_select(1, row)
         return x * gate_BHWC.permute(0, 3, 1, 2)
-    return x * gate.index_select(2, row).index_select(3, column)
+    return x * gate.index_select(3, column).index_select(2, row)
 
 
 def _cells(x: Tensor, gate: Tensor, placement: str) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fullfield.ops.checks import check_map, check_region_size
 from fullfield.ops.dispatch import forced_path
-from fullfield.ops.layout import cells, is_channels_last
+from fullfield.ops.layout import cells, exported_cells, is_channels_last, padded
 
 __all__ = ["region_pool"]
 
@@ -38,7 +38,7 @@ def region_pool(x: Tensor, region_size: int, *, path: str | None = None) -> Tens
     check_map(x)
     check_region_size(region_size)
     if torch.compiler.is_exporting() and path is None:
-        return _any_size(x, region_size)
+        return _exported(x, region_size)
     rows, columns = cells(x.shape[2], region_size), cells(x.shape[3], region_size)
     pool = _reference if forced_path("region_pool", path) == "reference" else _strided
     pooled = pool(x, rows, columns)
@@ -74,21 +74,18 @@ def _strided(x: Tensor, rows: int, columns: int) -> Tensor:
     return (sums / (count_h[:, None] * count_w).to(wide)).to(x.dtype)
 
 
-def _any_size(x: Tensor, region_size: int) -> Tensor:
-    """`_strided` without a branch on H or W, so that one exported graph holds for every size (see region_pwconv)."""
+def _exported(x: Tensor, region_size: int) -> Tensor:
+    """`_strided` without a branch on a free size, see `exported_cells`."""
     B, C, H, W = x.shape
-    r = region_size
-    if r == 1:
+    if region_size == 1:
         return x.mean(dim=(2, 3), keepdim=True)
-    rows: Any = torch.sym_min(r, H)
-    columns: Any = torch.sym_min(r, W)
-    nh: Any = torch.sym_max(2, (H + r - 1) // r)
-    nw: Any = torch.sym_max(2, (W + r - 1) // r)
-    x_pad = F.pad(x, (0, nw * r - W, 0, nh * r - H))
+    (rows, nh), (columns, nw) = exported_cells(H, region_size), exported_cells(W, region_size)
     wide = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
-    sums_BCrW = x_pad.view(B, C, nh, r, nw * r).sum(dim=2, dtype=wide)  # one axis at a time, as runtimes are fast at
-    sums = sums_BCrW.view(B, C, r, nw, r).sum(dim=3)
-    sums = F.pad(sums, (0, columns - r, 0, rows - r))  # cells without pixels do not exist
-    count_h = (H - 1 - torch.arange(rows, device=x.device)) // r + 1
-    count_w = (W - 1 - torch.arange(columns, device=x.device)) // r + 1
-    return (sums / (count_h[:, None] * count_w).to(wide)).to(x.dtype)
+    x_pad = padded(x, nw * columns - W, nh * rows - H)
+    sums_BCrW = x_pad.view(B, C, nh, rows, nw * columns).sum(dim=2, dtype=wide)
+    sums = sums_BCrW.view(B, C, rows, nw, columns).sum(dim=3)
+    cells_h: Any = torch.sym_min(rows, H)  # cells without pixels do not exist
+    cells_w: Any = torch.sym_min(columns, W)
+    count_h = (H - 1 - torch.arange(cells_h, device=x.device)) // rows + 1
+    count_w = (W - 1 - torch.arange(cells_w, device=x.device)) // columns + 1
+    return (padded(sums, cells_w - columns, cells_h - rows) / (count_h[:, None] * count_w).to(wide)).to(x.dtype)

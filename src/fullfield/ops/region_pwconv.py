@@ -12,8 +12,6 @@ the whole 1/r^2 lattice of its window. Facts that the tests hold: padding with z
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,7 +20,7 @@ from fullfield.ops.checks import check_map, check_region_size, check_scale
 from fullfield.ops.dispatch import forced_path, one_of
 from fullfield.ops.dynamic_pwconv import EPS, MAX_SCALE, SIMILARITIES, fastest_path, mix_channels, mix_windows
 from fullfield.ops.kernels import is_fastest, region_pwconv_triton
-from fullfield.ops.layout import cells, is_channels_last
+from fullfield.ops.layout import cells, exported_cells, is_channels_last, padded
 
 __all__ = ["region_pwconv"]
 
@@ -59,7 +57,7 @@ def region_pwconv(
     check_scale(scale, x.shape[1], heads)
     one_of("similarity", similarity, SIMILARITIES)
     if torch.compiler.is_exporting() and path is None:
-        return _any_size(x, scale, region_size, heads, similarity)
+        return _exported(x, scale, region_size, heads, similarity)
     rows, columns = cells(x.shape[2], region_size), cells(x.shape[3], region_size)
     pixels = -(-x.shape[2] // rows) * -(-x.shape[3] // columns)
     path = forced_path("region_pwconv", path)
@@ -115,22 +113,20 @@ def _blocked(x: Tensor, scale: Tensor, rows: int, columns: int, heads: int, simi
     return y.contiguous(memory_format=torch.channels_last if is_channels_last(x) else torch.contiguous_format)
 
 
-def _any_size(x: Tensor, scale: Tensor, region_size: int, heads: int, similarity: str) -> Tensor:
-    """`_windowed` without a branch on H or W, so that one exported graph holds for every size.
+def _exported(x: Tensor, scale: Tensor, region_size: int, heads: int, similarity: str) -> Tensor:
+    """`_windowed` for exported graphs: without a branch on a free size (see `exported_cells`), and of few axes.
 
-    r stays r on maps smaller than it, there are at least two regions (a size of 1 would be fixed in the graph), and
-    the crop is a negative padding (a slice asks whether it is whole). All that is added is zeros, which is exact.
+    A crop is a negative padding, because a slice asks whether it is whole. Windows are laid out by two exchanges of
+    neighbouring axes: runtimes are many times slower at one permutation of seven axes, and some know only five.
     """
     B, C, H, W = x.shape
-    r = region_size
-    if r == 1:
+    if region_size == 1:
         return mix_channels(x.reshape(B, heads, C // heads, H * W), scale, similarity, "bmm").reshape(x.shape)
-    nh: Any = torch.sym_max(2, (H + r - 1) // r)
-    nw: Any = torch.sym_max(2, (W + r - 1) // r)
-    x_pad = F.pad(x, (0, nw * r - W, 0, nh * r - H))
-    # two exchanges of neighbouring axes: runtimes are many times slower at one permutation of seven axes
-    x_RCn = x_pad.view(B, C * nh * r, nw, r).transpose(2, 3).reshape(B, C * nh, r * r, nw).transpose(1, 2)
-    y_NGdn = mix_channels(x_RCn.reshape(B * r * r, heads, C // heads, nh * nw), scale, similarity, "bmm")
-    y_CRn = y_NGdn.view(B, r * r, C * nh, nw).transpose(1, 2).reshape(B, C * nh * r, r, nw)
-    y = y_CRn.transpose(2, 3).reshape(B, C, nh * r, nw * r)
-    return F.pad(y, (0, W - nw * r, 0, H - nh * r))
+    (rows, nh), (columns, nw) = exported_cells(H, region_size), exported_cells(W, region_size)
+    right, below = nw * columns - W, nh * rows - H
+    x_CRc = padded(x, right, below).view(B, C * nh * rows, nw, columns).transpose(2, 3)
+    x_RCn = x_CRc.reshape(B, C * nh, rows * columns, nw).transpose(1, 2)
+    x_NGdn = x_RCn.reshape(B * rows * columns, heads, C // heads, nh * nw)
+    y_NGdn = mix_channels(x_NGdn, scale, similarity, "bmm")
+    y_CRn = y_NGdn.view(B, rows * columns, C * nh, nw).transpose(1, 2).reshape(B, C * nh * rows, columns, nw)
+    return padded(y_CRn.transpose(2, 3).reshape(B, C, nh * rows, nw * columns), -right, -below)
