@@ -19,7 +19,8 @@ def model_of(name: str) -> nn.Module:
 
 
 def images_of(model: nn.Module, batch: int = 2) -> torch.Tensor:
-    side = 160 if "VisionTransformer" in type(model).__name__ else 96
+    # smaller maps of RaCNN have windows of one pixel, whose weights depend on signs alone: rounding may turn them
+    side = {"VisionTransformer": 160, "RaCNN": 224}.get(type(model).__name__, 96)
     return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(1))
 
 
@@ -133,11 +134,11 @@ def test_compiled_answers_are_the_same() -> None:
 
 
 def test_what_can_not_be_compiled_is_said_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torch._dynamo.exc import BackendCompilerFailed
+    from torch._dynamo.exc import TorchDynamoException
 
     def failing(model: nn.Module, **_: object):
         def call(images: torch.Tensor) -> torch.Tensor:
-            raise BackendCompilerFailed("inductor", RuntimeError("no C++ compiler"))
+            raise TorchDynamoException("no C++ compiler")
 
         return call
 
