@@ -8,9 +8,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 from triton.runtime import interpreter
@@ -246,6 +249,41 @@ def test_compile_export_checkpoint_and_autocast_give_the_values_of_a_plain_call(
         assert y.dtype == dx.dtype == torch.float32
         assert relative_error(float64(y), float64(expected[0])) <= 1e-2
         assert relative_error(float64(dx), float64(expected[1])) <= 2e-2
+
+
+class Mixing(torch.nn.Module):
+    """The operator with its weight, for DDP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        _, scale, self.options = case("tile", torch.float32)
+        self.scale = torch.nn.Parameter(scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return region_pwconv(x, self.scale, path="triton", **self.options)
+
+
+def gradient_of_share(rank: int, address: str, found: list[Tensor]) -> None:
+    """One of two processes: the gradient that DDP gives it for its own image."""
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    model = DistributedDataParallel(Mixing())
+    model(normal(1, *case("tile", torch.float32)[0].shape[1:], seed=rank).float()).square().sum().backward()
+    found[rank].copy_(model.module.scale.grad)
+    dist.destroy_process_group()
+
+
+def test_ddp_gives_every_process_the_mean_of_the_gradients(tmp_path):
+    model = Mixing()
+    found = [torch.full((2,), torch.nan).share_memory_() for _ in range(2)]
+    mp.spawn(gradient_of_share, ((tmp_path / "meeting").as_uri(), found), nprocs=2)
+    gradients = []
+    for rank in range(2):
+        model.zero_grad()
+        model(normal(1, *case("tile", torch.float32)[0].shape[1:], seed=rank).float()).square().sum().backward()
+        gradients.append(model.scale.grad.clone())
+    assert not torch.equal(*gradients)
+    mean = (gradients[0] + gradients[1]) / 2
+    assert all(torch.equal(one, mean) for one in found)
 
 
 def test_flops_are_those_of_two_products_forward_and_five_backward():
