@@ -3,7 +3,7 @@
     python studies/export/run.py --images IMAGES            -> results.csv beside this file (hours on two cores)
     python studies/export/run.py --images IMAGES --timm 20  also a sample of timm's nets, drawn with --seed
     python studies/export/run.py --images IMAGES --models runs/flowers --precisions fp32 int8 --calibrate PHOTOGRAPHS
-    python studies/export/run.py --table                    prints the table of README.md from the stored file
+    python studies/export/run.py --table                    fills README.md from the stored file
 
 Each export runs in a process of its own, so that its peak memory is its own and a crash costs one row. A row is
 written as soon as it is known, and rows that are there are not made again (--again makes them again). Nothing is timed.
@@ -33,6 +33,7 @@ from fullfield.tasks.open import open_any
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.csv"
+PAGE = HERE / "README.md"
 OURS = ("racnn_*", "replknet_31b", "unireplknet_t", "moganet_small", "slak_tiny")
 FORMATS = ("onnx", "openvino")
 LARGEST = 100e6  # parameters of a net of timm: more take too long here
@@ -188,6 +189,12 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def filled(page: str, rows: list[Row]) -> str:
+    """Return the page with the table of the rows between `<!-- results -->` and `<!-- end -->`."""
+    head, _, rest = page.partition("<!-- results -->\n")
+    return f"{head}<!-- results -->\n\n{table(rows)}\n\n<!-- end -->{rest.partition('<!-- end -->')[2]}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, help="photographs whose answers are compared")
@@ -205,7 +212,7 @@ def main() -> None:
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.table:
-        print(table(stored()))
+        PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), stored()), encoding="utf-8")
         return
     if arguments.images is None:
         parser.error("--images FOLDER: the photographs whose answers are compared")
