@@ -124,9 +124,10 @@ def _exported(x: Tensor, scale: Tensor, region_size: int, heads: int, similarity
         return mix_channels(x.reshape(B, heads, C // heads, H * W), scale, similarity, "bmm").reshape(x.shape)
     (rows, nh), (columns, nw) = exported_cells(H, region_size), exported_cells(W, region_size)
     right, below = nw * columns - W, nh * rows - H
-    x_CRc = padded(x, right, below).view(B, C * nh * rows, nw, columns).transpose(2, 3)
-    x_RCn = x_CRc.reshape(B, C * nh, rows * columns, nw).transpose(1, 2)
+    # channels stay an axis of their own: of a merged one the tracer could not prove its guards for named sizes
+    x_CRc = padded(x, right, below).view(B, C, nh * rows, nw, columns).transpose(3, 4)
+    x_RCn = x_CRc.reshape(B, C, nh, rows * columns, nw).permute(0, 3, 1, 2, 4)
     x_NGdn = x_RCn.reshape(B * rows * columns, heads, C // heads, nh * nw)
     y_NGdn = mix_channels(x_NGdn, scale, similarity, "bmm")
-    y_CRn = y_NGdn.view(B, rows * columns, C * nh, nw).transpose(1, 2).reshape(B, C * nh * rows, columns, nw)
-    return padded(y_CRn.transpose(2, 3).reshape(B, C, nh * rows, nw * columns), -right, -below)
+    y_CRn = y_NGdn.view(B, rows * columns, C, nh, nw).permute(0, 2, 3, 1, 4).reshape(B, C, nh * rows, columns, nw)
+    return padded(y_CRn.transpose(3, 4).reshape(B, C, nh * rows, nw * columns), -right, -below)
