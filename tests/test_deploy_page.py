@@ -1,4 +1,4 @@
-"""docs/export.md shows what is stored: its table of speed is that of benchmarks/results/deploy_cpu.csv."""
+"""docs/export.md and README.md show what is stored: their speeds are those of benchmarks/results/deploy_cpu.csv."""
 
 import csv
 import re
@@ -34,6 +34,14 @@ def test_the_table_shows_what_was_measured() -> None:
         milliseconds, ratio = re.fullmatch(r"(\d+) ms, (\d+\.\d\d) ×", cell).groups()
         assert float(milliseconds) == pytest.approx(float(rows[key]["p50_ms"]), abs=0.51), key
         assert float(ratio) == pytest.approx(float(rows[key]["ratio_to_eager"]), abs=0.0051), key
+
+
+def test_the_readme_names_the_same_speeds() -> None:
+    lead = (ROOT / "README.md").read_text(encoding="utf-8").partition("OpenVINO runs `racnn_tiny`")[2]
+    told = [float(ratio) for ratio in re.findall(r"(\d\.\d\d) ×", lead.partition("(")[0])]
+    rows = stored()
+    forms = ("openvino", "openvino int8", "onnxruntime")
+    assert told == pytest.approx([float(rows[form, "racnn_tiny"]["ratio_to_eager"]) for form in forms], abs=0.0051)
 
 
 def test_files_in_float32_were_right_when_they_were_timed() -> None:
