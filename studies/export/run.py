@@ -3,11 +3,14 @@
     python studies/export/run.py --images IMAGES            -> results.csv beside this file (hours on two cores)
     python studies/export/run.py --images IMAGES --timm 20  also a sample of timm's nets, drawn with --seed
     python studies/export/run.py --images IMAGES --models runs/flowers --precisions fp32 int8 --calibrate PHOTOGRAPHS
+    python studies/export/run.py --images IMAGES --models efficientnetv2_s --fit-norms
     python studies/export/run.py --table                    fills README.md from the stored file
 
 Each export runs in a process of its own, so that its peak memory is its own and a crash costs one row. A row is
 written as soon as it is known, and rows that are there are not made again (--again makes them again). Nothing is timed.
-Weights are random unless a model is a run folder or a weights file; the column `trained` says which.
+Weights are random unless a model is a run folder or a weights file; the column `trained` says which. A deep random net
+may magnify rounding until float32 says nothing; --fit-norms gives its BatchNorms the statistics of the photographs, as
+a trained net has those of its images.
 """
 
 import argparse
@@ -25,11 +28,14 @@ import timm
 import torch
 
 import fullfield
+from fullfield.data.image import read_image
+from fullfield.data.transforms import eval_transform
 from fullfield.deploy.export import export
 from fullfield.errors import FullfieldError
 from fullfield.measure.environment import environment
 from fullfield.tasks.answers import find_images
 from fullfield.tasks.open import open_any
+from fullfield.tasks.source import checkpoint_metadata, open_model
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.csv"
@@ -37,7 +43,7 @@ PAGE = HERE / "README.md"
 OURS = ("racnn_*", "replknet_31b", "unireplknet_t", "moganet_small", "slak_tiny")
 FORMATS = ("onnx", "openvino")
 LARGEST = 100e6  # parameters of a net of timm: more take too long here
-KEY = ("model", "format", "precision", "seed")
+KEY = ("model", "format", "precision", "seed", "norms")
 COLUMNS = [
     *KEY,
     "trained",
@@ -88,17 +94,36 @@ def timm_models(count: int, seed: int) -> list[str]:
     return list(chosen.values())
 
 
-def one(model: str, to: str, precision: str, seed: int, images: list[Path], calibrate: list[Path] | None) -> Row:
+def with_fitted_norms(model: str, images: list[Path], folder: Path) -> Path:
+    """Write a registered net with random weights and the norms' statistics of at most 64 images; return the file."""
+    opened = open_model(model, device="cpu")
+    for module in opened.model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.reset_running_stats()
+            module.momentum = None  # the mean over batches, not a moving one
+    transform = eval_transform(opened.preprocess)
+    chosen = images[:: max(1, len(images) // 64)][:64]
+    with torch.no_grad():
+        for start in range(0, len(chosen), 16):
+            opened.model.train()(torch.stack([transform(read_image(path)) for path in chosen[start : start + 16]]))
+    metadata = checkpoint_metadata(opened.classes, opened.preprocess)
+    return fullfield.save(opened.model, folder / f"{model}.safetensors", metadata)
+
+
+def one(model: str, to: str, precision: str, arguments: argparse.Namespace, images: list[Path]) -> Row:
     """Export one model and return its row; runs in the process of its own."""
+    seed = arguments.seed
+    calibrate = [arguments.calibrate] if arguments.calibrate else None
     torch.manual_seed(seed)
     params = sum(p.numel() for p in open_any(model, device="cpu").model.parameters())
     torch.manual_seed(seed)
     start = time.perf_counter()
-    row: Row = {"model": model, "format": to, "precision": precision, "seed": str(seed), "params": str(params)}
+    row: Row = key(model, to, precision, arguments) | {"params": str(params)}
     with tempfile.TemporaryDirectory() as folder:
+        source = with_fitted_norms(model, images, Path(folder)) if arguments.fit_norms else model
         try:
             done = export(
-                model, to, folder, precision=precision, images=images, calibration=calibrate, timing_seconds=0
+                source, to, folder, precision=precision, images=images, calibration=calibrate, timing_seconds=0
             )
         except FullfieldError as error:
             return row | {"status": "refused", "reason": str(error)}
@@ -108,7 +133,7 @@ def one(model: str, to: str, precision: str, seed: int, images: list[Path], cali
     agreed = found.agreement
     status = {True: "passed", False: "failed", None: "not run"}[found.passed]
     return row | {
-        "trained": str(found.trained),
+        "trained": str(found.trained and not arguments.fit_norms),
         "status": status,
         "difference": "" if found.difference is None else f"{found.difference:.2e}",
         "agreement": "" if agreed is None else f"{agreed.share:.4f}",
@@ -137,14 +162,16 @@ def in_a_process(arguments: argparse.Namespace, model: str, to: str, precision: 
     words += ["--images", str(arguments.images), "--count", str(arguments.count), "--threads", str(arguments.threads)]
     if precision == "int8" and arguments.calibrate:
         words += ["--calibrate", str(arguments.calibrate)]
-    key: Row = {"model": model, "format": to, "precision": precision, "seed": str(arguments.seed)}
+    if arguments.fit_norms:
+        words += ["--fit-norms"]
+    known = key(model, to, precision, arguments)
     try:
         done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=arguments.timeout)  # noqa: S603
     except subprocess.TimeoutExpired:
-        return key | {"status": "stopped", "reason": f"not done after {arguments.timeout} s"}
+        return known | {"status": "stopped", "reason": f"not done after {arguments.timeout} s"}
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        return key | {"status": "crashed", "reason": last[:300]}
+        return known | {"status": "crashed", "reason": last[:300]}
     row: Row = json.loads(done.stdout.strip().splitlines()[-1])
     return row
 
@@ -172,8 +199,14 @@ def commit() -> str:
     return told.stdout.strip() or "unknown"
 
 
+def key(model: str, to: str, precision: str, arguments: argparse.Namespace) -> Row:
+    """Return what a row is known by."""
+    norms = "fitted" if arguments.fit_norms else ""
+    return {"model": model, "format": to, "precision": precision, "seed": str(arguments.seed), "norms": norms}
+
+
 def key_of(row: Row) -> tuple[str, ...]:
-    return tuple(row[name] for name in KEY)
+    return tuple(row.get(name, "") for name in KEY)
 
 
 def table(rows: list[Row]) -> str:
@@ -182,7 +215,7 @@ def table(rows: list[Row]) -> str:
     for row in rows:
         share = f"{float(row['agreement']):.2%} of {row['images']}" if row["agreement"] else "–"
         sizes = "any" if row["any_size"] == "True" else row["sizes"].replace("p", "") or "–"
-        weights = "" if row["trained"] != "True" else " (trained)"
+        weights = " (trained)" if row["trained"] == "True" else " (norms fitted)" if row.get("norms") else ""
         cells = [f"`{row['model']}`{weights}", row["precision"], row["format"], sizes, row["difference"] or "–", share]
         state = row["status"] + (f": {row['reason']}" if row["reason"] else "")
         lines.append("| " + " | ".join([*cells, row["distinct"] or "–", row["megabytes"] or "–", state]) + " |")
@@ -205,6 +238,7 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", default=["fp32"])
     parser.add_argument("--calibrate", type=Path, help="images that int8 is fitted to")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of the sample of timm's nets")
+    parser.add_argument("--fit-norms", action="store_true", help="random nets with BatchNorms fitted to the images")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--timeout", type=float, default=3600, help="seconds for one export")
     parser.add_argument("--again", action="store_true", help="make rows again that are there")
@@ -224,7 +258,8 @@ def main() -> None:
         else files
     )
     if arguments.one:
-        row = one(*arguments.one, arguments.seed, files, [arguments.calibrate] if arguments.calibrate else None)
+        model, to, precision = arguments.one
+        row = one(model, to, precision, arguments, files)
         print(json.dumps(row | {"peak_memory_mb": peak_memory_mb()}))
         return
     models = arguments.models if arguments.models is not None else our_models()
@@ -233,11 +268,11 @@ def main() -> None:
     for model in models:
         for precision in arguments.precisions:
             for to in arguments.formats:
-                key = (model, to, precision, str(arguments.seed))
-                if not arguments.again and any(key_of(row) == key for row in rows):
+                known = key_of(key(model, to, precision, arguments))
+                if not arguments.again and any(key_of(row) == known for row in rows):
                     continue
                 row = in_a_process(arguments, model, to, precision) | environment() | {"commit": commit()}
-                rows = [*(old for old in rows if key_of(old) != key), row]
+                rows = [*(old for old in rows if key_of(old) != known), row]
                 store(rows)
                 print(f"{model} {to} {precision}: {row['status']} {row.get('difference', '')} {row.get('reason', '')}")
     print(table([{name: row.get(name, "") for name in COLUMNS} for row in rows]))

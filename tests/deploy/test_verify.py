@@ -129,6 +129,35 @@ def test_a_file_that_does_the_same_passes_at_three_sizes_of_which_one_is_padded(
     assert file.closed == 2
 
 
+class Magnifier(torch.nn.Module):
+    """Logits in which float32 has lost all digits: the same large number is added and taken away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(1e7))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x.mean(dim=(2, 3)) + self.scale) - self.scale
+
+
+@pytest.mark.parametrize("magnifies", [False, True])
+def test_a_difference_is_told_from_the_rounding_of_the_weights(
+    magnifies: bool, opened: OpenedModel, photographs: Photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = replace(opened, model=Magnifier()) if magnifies else opened
+    same = eager(model)
+    file = File(model, lambda images: {"logits": same(images)["logits"] + (1 if magnifies else 0.01)})
+    monkeypatch.setattr(under_test, "open_engine", lambda *_a, **_k: file)
+    monkeypatch.setattr(under_test, "Predictor", lambda *_a, **_k: file)
+    found = verify(tmp_path / "net.onnx", model, photographs, description=file.description, seconds=0)
+    assert not found.passed
+    for one in found.checked:
+        assert one.rounding is not None
+        assert one.rounding > 0.01 if magnifies else one.rounding < 1e-5
+    assert all(("magnify rounding" in problem) == magnifies for problem in found.problems[:3])
+    assert next(iter(opened.model.parameters())).dtype == torch.float32
+
+
 def test_a_difference_fails_or_passes_by_the_precision(
     opened: OpenedModel, looked_at: Callable[..., Verification]
 ) -> None:

@@ -66,6 +66,8 @@ class Checked:
         difference: The largest max |a - b| / max |b| over the outputs; infinite where the file gave no answer, or one
             that is not finite.
         error: Why there is nothing to compare, such as what the file's library said instead of an answer.
+        rounding: The same difference of PyTorch in float32 to PyTorch in float64; looked at only where `difference` is
+            over its limit. One that is as large says that the weights magnify rounding, not that the file is wrong.
     """
 
     height: int
@@ -74,6 +76,7 @@ class Checked:
     padded: bool
     difference: float
     error: str | None = None
+    rounding: float | None = None
 
 
 @dataclass(frozen=True)
@@ -188,7 +191,7 @@ class Verification:
             elif self.limits.difference is not None and one.difference > self.limits.difference:
                 found.append(
                     f"{where} the outputs differ by {one.difference:.1e} of the largest; {self.precision} allows"
-                    f" {self.limits.difference:.0e}"
+                    f" {self.limits.difference:.0e}{_told_rounding(one.rounding, self.limits.difference)}"
                 )
         agreement, least = self.agreement, self.limits.agreement
         if agreement is not None and least is not None and agreement.share < least:
@@ -213,6 +216,12 @@ class Verification:
     def path_for(file: Path) -> Path:
         """Return where the verification of a file lies: beside it."""
         return file.with_name(f"{file.name}.verification.json")
+
+
+def _told_rounding(rounding: float | None, limit: float) -> str:
+    if rounding is None or rounding <= limit:
+        return ""
+    return f" (PyTorch in float32 is {rounding:.1e} from itself in float64 there: these weights magnify rounding)"
 
 
 def _plain(value: Any) -> Any:
