@@ -24,7 +24,7 @@ PADDED_OR_NOT = [(2, 96, 160), (1, 224, 224), (3, 64, 64), (1, 97, 130), (2, 50,
 def loaded(path: Path) -> tuple[Any, Description]:
     extra = {EXTRA_FILE: ""}
     program = torch.export.load(path, extra_files=extra)
-    return program.module(), Description.from_json(extra[EXTRA_FILE], path)
+    return program.module(check_guards=False), Description.from_json(extra[EXTRA_FILE], path)
 
 
 @torch.no_grad()
@@ -67,7 +67,7 @@ def test_a_fixed_size_is_fixed(tmp_path: Path) -> None:
     module, found = loaded(write_torch(graph, replace(described, batch=1, height=64, width=96), tmp_path / "x.pt2"))
     assert (found.batch, found.height, found.width) == (1, 64, 96)
     assert difference(graph, module, torch.rand(1, 3, 64, 96)) < 1e-5
-    with pytest.raises(AssertionError, match="96"):
+    with pytest.raises(RuntimeError, match="96"):
         module(torch.rand(1, 3, 64, 64))
 
 
@@ -76,7 +76,7 @@ def test_a_fixed_size_is_fixed(tmp_path: Path) -> None:
 def test_one_archive_gives_a_detectors_boxes_and_scores_at_any_size(head: str, tmp_path: Path) -> None:
     graph, described = export_module(detector(head))
     module, _ = loaded(write_torch(graph, described, tmp_path / "x.pt2"))
-    for batch, height, width in [(2, 96, 160), (1, 224, 224), (3, 64, 64)]:
+    for batch, height, width in [(2, 96, 160), (1, 224, 224), (3, 64, 64), (1, 32, 96)]:
         assert difference(graph, module, torch.rand(batch, 3, height, width)) < 1e-5
 
 

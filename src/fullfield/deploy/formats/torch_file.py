@@ -1,7 +1,8 @@
 """torch.export's archive (.pt2): the traced graph and its weights, run by PyTorch without the net's own code.
 
 Free sizes stay free: the graph holds for any batch, height and width that the net takes, whether or not maps have to
-be padded to whole regions.
+be padded to whole regions. The tracer's guards, which `ExportedProgram.module()` asks unless it is told not to, are
+narrower: they ask for maps of two pixels or more, because strides are decided by that. Results are not.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.fx.experimental._config as tracing
 
 from fullfield.deploy.description import KEY, Description
 from fullfield.deploy.graph import ExportGraph, capture, in_half
@@ -43,7 +45,9 @@ def write_torch(module: ExportGraph, description: Description, path: str | Path,
     """
     ready = in_half(module) if half else module
     described = replace(description, precision="fp16" if half else "fp32")
-    program = capture(ready, described)
+    # else what the guards ask for becomes the range of the sizes
+    with tracing.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+        program = capture(ready, described)
     archive = io.BytesIO()  # torch warns of every path that does not end in .pt2, and a partial file's does not
     torch.export.save(program, archive, extra_files={EXTRA_FILE: described.to_json()})
     file = Path(path)
