@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from itertools import accumulate
+from multiprocessing import get_context
 
 import pytest
 import torch
@@ -174,18 +176,25 @@ def test_checkpointing_can_be_asked_for_without_changing_the_model() -> None:
     assert all(stage.grad_checkpointing for stage in model.stages)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet18", "racnn_pico"])
-def test_the_measured_peak_is_the_count_and_up_to_seven_tenths_more(name: str) -> None:
+def measured_and_counted(name: str) -> tuple[float | None, float]:
+    """Peak of a training step and the count of it, MB."""
     model = fullfield.create_model(name, **({"depths": (1, 1, 1, 1)} if name == "racnn_pico" else {}))
     counted = training_memory(model, batch=8, optimizer="sgd", image_size=128)
     call = make_call(model, Setting("train", 8, (128, 128)))
     call()
-    peak_mb = peak_memory_mb(call)
+    needed = counted.activation_bytes + counted.working_bytes + counted.gradient_bytes
+    return peak_memory_mb(call), needed / 2**20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "racnn_pico"])
+def test_the_measured_peak_is_the_count_and_up_to_seven_tenths_more(name: str) -> None:
+    # a process of its own: the heap of one that has freed much before does not grow
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        peak_mb, counted_mb = process.submit(measured_and_counted, name).result()
     if peak_mb is None:
         pytest.skip("this system does not tell the peak memory of a process")
-    needed = counted.activation_bytes + counted.working_bytes + counted.gradient_bytes
-    assert 0.9 < peak_mb / (needed / 2**20) < 1.7
+    assert 0.9 < peak_mb / counted_mb < 1.7
 
 
 def test_the_model_is_left_as_it_was_and_a_name_counts_the_same() -> None:
