@@ -3,9 +3,8 @@
 Ranges of activations are fitted to calibration images. One rule holds for both formats: products with trained weights
 become int8, with one scale for each output channel of the weights; all else stays in float. That leaves out two things
 on purpose. Products of activations with activations (region point-wise convolution, attention) have weights that are
-themselves computed, without a range of their own; and normalising images costs nothing. Ranges are from the least to
-the greatest value: of ONNX Runtime's other calibrations (percentile, entropy, moving average) none came nearer to
-float32 on a trained racnn_pico.
+themselves computed, without a range of their own; and normalising images costs nothing. Other choices were not
+compared.
 """
 
 from __future__ import annotations
