@@ -88,9 +88,12 @@ def test_in_onnx_products_with_weights_are_int8_and_products_of_activations_are_
     def kinds(node: Any) -> set[str]:
         return {maker[name].op_type if name in maker else "" for name in node.input[:2]}
 
-    convolutions = [node for node in graph.node if node.op_type == "Conv"]
-    assert len(convolutions) == sum(node.op_type == "Conv" for node in whole.node)
+    stem, *convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    assert 1 + len(convolutions) == sum(node.op_type == "Conv" for node in whole.node)
     assert all(kinds(node) == {"DequantizeLinear"} for node in convolutions)
+    (classifier_,) = [node for node in graph.node if node.op_type == "Gemm"]
+    for outer in (stem, classifier_):  # the image's own product and the answer's
+        assert "DequantizeLinear" not in kinds(outer)
     products = [node for node in graph.node if node.op_type == "MatMul"]
     assert len(products) == 8  # two a block
     assert not any("DequantizeLinear" in kinds(node) for node in products)
@@ -116,14 +119,35 @@ def test_in_openvino_products_with_weights_are_int8_and_products_of_activations_
     }
     whole = openvino.Core().read_model(racnn[".xml"]).get_ops()
     assert len(fed) == sum(n.get_type_name() in ("Convolution", "GroupConvolution") for n in whole)
-    assert all(fed.values())
-    computed = [
-        node
-        for node in model.get_ops()
-        if node.get_type_name() == "MatMul" and node.input_value(1).get_partial_shape().rank.get_length() == 3
-    ]
+    assert [name for name, quantized in fed.items() if not quantized] == ["node_conv2d/WithoutBiases"]  # the stem
+    products = [node for node in model.get_ops() if node.get_type_name() == "MatMul"]
+    (classifier_,) = [node for node in products if node.input_value(1).get_partial_shape().rank.get_length() == 2]
+    assert classifier_.input_value(0).get_node().get_type_name() != "FakeQuantize"
+    computed = [node for node in products if node.input_value(1).get_partial_shape().rank.get_length() == 3]
     assert len(computed) == 8
     assert not any(v.get_node().get_type_name() == "FakeQuantize" for node in computed for v in node.input_values())
+
+
+def test_a_net_of_a_first_and_a_last_product_is_refused(racnn: Files, tmp_path: Path) -> None:
+    helper, numpy_helper = onnx.helper, onnx.numpy_helper
+    weights = {"stem": (4, 3, 3, 3), "classifier": (4, 5)}
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["images", "stem"], ["maps"], "first"),
+            helper.make_node("ReduceMax", ["maps", "axes"], ["pooled"], "pool", keepdims=0),
+            helper.make_node("MatMul", ["pooled", "classifier"], ["logits"], "last"),
+        ],
+        "two products",
+        [helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, [None, 3, None, None])],
+        [helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, [None, 5])],
+        [numpy_helper.from_array(np.ones(shape, np.float32), name) for name, shape in weights.items()]
+        + [numpy_helper.from_array(np.array([2, 3]), "axes")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    helper.set_model_props(model, {one.key: one.value for one in onnx.load(racnn[".onnx"]).metadata_props})
+    onnx.save(model, tmp_path / "net.onnx")
+    with pytest.raises(ConfigError, match="this one has none between them"):
+        quantize_onnx(tmp_path / "net.onnx", tmp_path / "int8.onnx", images(1))
 
 
 @BOTH

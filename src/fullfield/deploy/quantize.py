@@ -1,10 +1,12 @@
 """Int8 after training: exported files whose convolutions and linear layers compute with 8-bit integers.
 
 Ranges of activations are fitted to calibration images. One rule holds for both formats: products with trained weights
-become int8, with one scale for each output channel of the weights; all else stays in float. That leaves out two things
-on purpose. Products of activations with activations (region point-wise convolution, attention) have weights that are
-themselves computed, without a range of their own; and normalising images costs nothing. Other choices were not
-compared.
+that have another such product before them and one after them become int8, with one scale for each output channel of
+the weights; all else stays in float. That leaves out three things on purpose. The first product (the stem's
+convolution) and the last (the classifier, the last convolution of each head) are few of the MACs, and rounding weighs
+most there: their input is the image, their output the answer. Products of activations with activations (region
+point-wise convolution, attention) have weights that are themselves computed, without a range of their own. And
+normalising images costs nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,8 @@ def quantize_onnx(source: str | Path, target: str | Path, calibration: Sequence[
         The target.
 
     Raises:
-        ConfigError: There are no images, they are not such images, or the file is not in float32.
+        ConfigError: There are no images, they are not such images, the file is not in float32, or the net is too small
+            to have a product between its first and its last.
         CheckpointError: The source is damaged, or Fullfield did not export it.
         MissingExtraError: onnx or onnxruntime is not installed.
         RunError: The disk is full or the folder can't be written.
@@ -69,6 +72,7 @@ def quantize_onnx(source: str | Path, target: str | Path, calibration: Sequence[
     texts = {prop.key: prop.value for prop in model.metadata_props}
     description = read_description(texts.get(KEY), file)
     images = _checked(calibration, description)
+    inner = _inner_products(_onnx_operations(model.graph))
     with scratch_folder(out) as folder, _quiet("root"):
         made = folder / "int8.onnx"
         quantization.quantize_static(
@@ -77,7 +81,7 @@ def quantize_onnx(source: str | Path, target: str | Path, calibration: Sequence[
             _Reader(images, input_name(description)),
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=list(_QUANTIZED),
-            nodes_to_quantize=_with_constant_weights(model.graph),
+            nodes_to_quantize=sorted(inner),
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
@@ -106,7 +110,8 @@ def quantize_openvino(source: str | Path, target: str | Path, calibration: Seque
         The target.
 
     Raises:
-        ConfigError: There are no images, they are not such images, or the file is not in float32.
+        ConfigError: There are no images, they are not such images, the file is not in float32, or the net is too small
+            to have a product between its first and its last.
         CheckpointError: The source is damaged, or Fullfield did not export it.
         MissingExtraError: openvino or nncf is not installed.
         RunError: The disk is full or the folder can't be written.
@@ -129,13 +134,16 @@ def quantize_openvino(source: str | Path, target: str | Path, calibration: Seque
     text = str(model.get_rt_info(KEY).astype(str)) if model.has_rt_info(KEY) else None
     description = read_description(text, file)
     images = _checked(calibration, description)
+    operations = _openvino_operations(model)
+    inner = _inner_products(operations)
+    outside = [one.name for one in operations if one.name not in inner]
     with _quiet("nncf"), contextlib.redirect_stdout(io.StringIO()):  # its progress bars
         quantized = nncf.quantize(
             model,
             nncf.Dataset(images),
             preset=nncf.QuantizationPreset.MIXED,
             subset_size=len(images),
-            ignored_scope=nncf.IgnoredScope(names=_without_constant_weights(model), validate=False),
+            ignored_scope=nncf.IgnoredScope(names=outside, validate=False),
         )
     return save_openvino(quantized, replace(description, precision="int8"), out)
 
@@ -194,28 +202,67 @@ class _Reader:
         return None if images is None else {self._name: images}
 
 
-def _with_constant_weights(graph: Any) -> list[str]:
-    """Return the names of the ONNX nodes that multiply by trained weights."""
+@dataclass(frozen=True)
+class _Operation:
+    """One operation that depends on the images, of a graph of either format."""
+
+    name: str
+    inputs: list[str]
+    outputs: list[str]
+    product: bool
+    """Whether it multiplies by trained weights."""
+
+
+def _onnx_operations(graph: Any) -> list[_Operation]:
+    """Return an ONNX graph's operations in the order of computing."""
     constant = {one.name for one in graph.initializer}
-    for node in graph.node:  # in order, so that what is computed from constants is one too
-        if node.op_type == "Constant" or (node.input and all(name in constant for name in node.input if name)):
-            constant.update(node.output)
-    return [node.name for node in graph.node if node.op_type in _QUANTIZED and node.input[1] in constant]
+    operations = []
+    for node in graph.node:
+        inputs = [name for name in node.input if name]
+        if node.op_type == "Constant" or (inputs and constant.issuperset(inputs)):
+            constant.update(node.output)  # what is computed from constants is one too
+            continue
+        product = node.op_type in _QUANTIZED and node.input[1] in constant
+        operations.append(_Operation(node.name, inputs, list(node.output), product))
+    return operations
 
 
-def _without_constant_weights(model: Any) -> list[str]:
-    """Return the names of the OpenVINO operations that are to stay in float: all but products by trained weights."""
+def _openvino_operations(model: Any) -> list[_Operation]:
+    """Return an OpenVINO model's operations in the order of computing. A name stands for the outputs too."""
     products = {"Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul"}
     constant: set[str] = set()
-    kept = []
+    operations = []
     for node in model.get_ordered_ops():
-        sources = [value.get_node().get_friendly_name() for value in node.input_values()]
-        kind = node.get_type_name()
-        if kind == "Constant" or (sources and all(name in constant for name in sources)):
-            constant.add(node.get_friendly_name())
-        elif kind not in ("Parameter", "Result") and not (kind in products and sources[1] in constant):
-            kept.append(node.get_friendly_name())
-    return kept
+        name, kind = node.get_friendly_name(), node.get_type_name()
+        inputs = [value.get_node().get_friendly_name() for value in node.input_values()]
+        if kind == "Constant" or (inputs and constant.issuperset(inputs)):
+            constant.add(name)
+        elif kind not in ("Parameter", "Result"):
+            operations.append(_Operation(name, inputs, [name], kind in products and inputs[1] in constant))
+    return operations
+
+
+def _inner_products(operations: Sequence[_Operation]) -> set[str]:
+    """Return the names of the products by trained weights with another one before and another one after them.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    behind: set[str] = set()  # values that a product leads to
+    followed: set[str] = set()  # values that lead to a product
+    for one in operations:
+        if one.product or not behind.isdisjoint(one.inputs):
+            behind.update(one.outputs)
+    inner = set()
+    for one in reversed(operations):
+        after = not followed.isdisjoint(one.outputs)
+        if one.product and after and not behind.isdisjoint(one.inputs):
+            inner.add(one.name)
+        if one.product or after:
+            followed.update(one.inputs)
+    if not inner:
+        raise ConfigError("int8 leaves a net's first and last product in float, and this one has none between them")
+    return inner
 
 
 @contextlib.contextmanager
