@@ -12,7 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+import fullfield
 from fullfield.data import ImageData, Sample
+from fullfield.layers import RegionPWConv
 from fullfield.train import fitting
 from fullfield.train.fitting import fit_settings, typical_side
 from fullfield.train.settings import TrainSettings
@@ -97,22 +99,66 @@ def test_value_of_the_user_stays_and_only_the_others_are_said(name: str, device:
     fitted, notes = fit_settings(TrainSettings("photos", **{name: USER[name]}), data_of(30), device)
     assert getattr(fitted, name) == USER[name]
     others = [other for other in FITTED if other != name]
+    notes = [note for note in notes if not note.startswith("region size")]
     assert [note.partition(f" {getattr(fitted, other)}: ")[0] for note, other in zip(notes, others, strict=True)] == [
         other.replace("_", " ") for other in others
     ]
 
 
 def test_nothing_is_said_where_the_user_chose_everything() -> None:
-    given = TrainSettings("photos", **USER)
+    given = TrainSettings("photos", **USER, model_args=("region_size=5",))
     assert fit_settings(given, data_of(30), CPU) == (given, [])
 
 
 def test_what_has_no_rule_is_left_as_it_was() -> None:
-    given = TrainSettings("photos", seed=7, ema=0.5, patience=None, hflip=False)
+    given = TrainSettings("photos", image_size=224, seed=7, ema=0.5, patience=None, hflip=False)
     fitted, _ = fit_settings(given, data_of(30), CPU)
     for field in dataclasses.fields(given):
         if field.name not in FITTED:
             assert getattr(fitted, field.name) == getattr(given, field.name)
+
+
+@pytest.mark.parametrize(
+    ("image_size", "given", "expected"),
+    [
+        # maps of the third stage are image size / 16; a region has half their side, so that a window has 2 x 2 pixels
+        (32, (), "[1,1,1,1]"),
+        (96, (), "[3,3,3,1]"),
+        (100, ("dims=[8,16,24,32]",), "[3,3,3,1]"),
+        (192, (), "[6,6,6,1]"),
+        (32, ("stem_stride=2",), "[2,2,2,1]"),
+        (32, ("stem_stride=1",), "[4,4,4,1]"),
+        (16, (), "[1,1,1,1]"),
+        (224, (), None),
+        (384, (), None),
+        (96, ("region_size=7",), None),
+        (96, ("stem_stride=3",), None),
+    ],
+)
+def test_regions_of_racnn_shrink_with_small_images(image_size: int, given: tuple[str, ...], expected: str) -> None:
+    settings = TrainSettings("photos", image_size=image_size, model_args=given)
+    fitted, notes = fit_settings(settings, data_of(30), CPU)
+    assert fitted.model_args == (given if expected is None else (*given, f"region_size={expected}"))
+    assert any(note.startswith("region size") for note in notes) == (expected is not None)
+
+
+def test_a_window_of_the_third_stage_then_has_the_pixels_that_it_has_at_224() -> None:
+    for side in (64, 96, 128, 160, 192):
+        fitted, _ = fit_settings(TrainSettings("photos", image_size=side), data_of(30), CPU)
+        model = fullfield.create_model("racnn_pico", **fitted.model_arguments())
+        maps = model.forward_intermediates(torch.zeros(1, 3, side, side), intermediates_only=True)
+        regions = [module.region_size for module in model.modules() if isinstance(module, RegionPWConv)]
+        assert {maps[2].shape[-1] // region for region in regions[7:20]} == {2}  # 3 + 4 blocks before, 13 of its own
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"weights": "runs/a"}, {"pretrained": True}, {"model": "racnn_tiny_literal"}, {"model": "resnet18"}],
+    ids=str,
+)
+def test_regions_stay_where_weights_or_the_variant_settle_them(given: dict[str, Any]) -> None:
+    fitted, _ = fit_settings(TrainSettings("photos", image_size=96, **given), data_of(30), CPU)
+    assert fitted.model_args == ()
 
 
 def test_typical_side_is_the_median_shorter_side_of_those_that_open(tmp_path: Path) -> None:

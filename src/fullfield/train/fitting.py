@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from fullfield.data import ImageData, open_sample
+from fullfield.models.racnn import VARIANTS, RaCNNConfig
 from fullfield.train.settings import TrainSettings
 
 __all__ = ["fit_settings", "typical_side"]
@@ -49,6 +50,11 @@ def fit_settings(settings: TrainSettings, data: ImageData, device: torch.device)
     fit(
         "image_size", size, f"the images' shorter side is typically {side} px; at most {224 if gpu else 128} on {where}"
     )
+    model, used_size = settings.model or str(fitted["model"]), settings.image_size or size
+    region_size = fitted_region_size(settings, model, used_size)
+    if region_size is not None:
+        fitted["model_args"] = (*settings.model_args, f"region_size={region_size}".replace(" ", ""))
+        notes.append(f"region size {region_size}: at {used_size} px larger regions leave windows of one pixel")
     most = 128 if gpu else 32
     batch = max(4, min(most, 2 ** max(count // 16, 1).bit_length() // 2))
     fit("batch_size", batch, f"{count:,} training images on {where}")
@@ -64,6 +70,35 @@ def fit_settings(settings: TrainSettings, data: ImageData, device: torch.device)
     # on a CPU the net itself uses every core, and readers beside it would only make its threads wait
     fit("workers", min(8, cores - 1) if gpu else cores // 8, f"{cores} processor cores, training on {where}")
     return replace(settings, **fitted), notes  # type: ignore[arg-type]
+
+
+def fitted_region_size(settings: TrainSettings, model: str, image_size: int) -> list[int] | None:
+    """Return the region size, one a stage, that gives RaCNN at a small size the windows that it has at 224 pixels.
+
+    A window of one pixel is degenerate: cosines are ±1 and no gradient goes through the weights (docs/models/racnn.md).
+
+    Args:
+        settings: As given.
+        model: Name of the model, fitted or given.
+        image_size: Side of the training images, pixels, fitted or given.
+
+    Returns:
+        None where the default has such windows already, where the user chose, where the weights were trained with
+        another, and for all other models.
+    """
+    cfg = VARIANTS.get(model)
+    arguments = settings.model_arguments()
+    if cfg is None or cfg.region_size != RaCNNConfig.region_size or "region_size" in arguments:
+        return None
+    if settings.weights or settings.pretrained:
+        return None
+    stride = arguments.get("stem_stride", cfg.stem_stride)
+    if stride not in (1, 2, 4):  # refused when the model is built
+        return None
+    side = image_size // (4 * stride)  # of the third stage's map, which is to have 2 × 2 pixels a window
+    fitting = max(1, side // 2)
+    default = cfg.per_stage("region_size", 1)[0]
+    return None if fitting >= default else [fitting, fitting, fitting, 1]
 
 
 def typical_side(data: ImageData, looks: int = 100) -> int:

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 from triton.runtime import interpreter
 
+import fullfield
 from fullfield.errors import ConfigError
 from fullfield.ops import region_pwconv
 from tests.ops.cases import float64, grads, normal, scales
@@ -328,6 +329,33 @@ def test_random_shapes_are_within_the_tolerances(seed):
     dtype = list(TOLERANCE)[seed % 3]
     x = normal(1, C, H, W, seed=seed).to(dtype)
     check(x, torch.from_numpy(4 * draw.standard_normal(heads)).float(), {"region_size": region_size, "heads": heads})
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_thousand_training_steps_stay_finite_and_learn(dtype, monkeypatch):
+    torch.use_deterministic_algorithms(False)  # it would fill every operator's new tensors with NaN, which takes time
+    torch.manual_seed(0)
+    monkeypatch.setenv("FULLFIELD_PATH_REGION_PWCONV", "triton")
+    # "tile" in the first two stages, "rows" in the third, and "pixel" in the fourth, which has a map of 1 × 1
+    shape = {"dims": (8, 16, 72, 32), "depths": (1, 1, 1, 1), "region_size": 1, "heads": (1, 2, 1, 1)}
+    model = fullfield.create_model("racnn_pico", num_classes=2, **shape)
+    model = model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    scaler = torch.amp.GradScaler("cpu", enabled=dtype == torch.float16)
+    images, labels = normal(2, 3, 32, 32).float(), torch.arange(2)
+    losses = []
+    for _ in range(1000):
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", dtype=dtype):
+            loss = torch.nn.functional.cross_entropy(model(images).float(), labels)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(loss.item())
+    assert np.isfinite(losses).all()
+    assert losses[-1] < 0.1 * losses[0]
 
 
 def test_this_is_the_interpreter():
