@@ -2,15 +2,16 @@
 
     python studies/export/run.py --images IMAGES            -> results.csv beside this file (hours on two cores)
     python studies/export/run.py --images IMAGES --timm 20  also a sample of timm's nets, drawn with --seed
-    python studies/export/run.py --images IMAGES --models runs/flowers --precisions fp32 int8 --calibrate PHOTOGRAPHS
+    python studies/export/run.py --images IMAGES --models runs/flowers --precisions fp32 int8
     python studies/export/run.py --images IMAGES --models efficientnetv2_s --fit-norms
     python studies/export/run.py --table                    fills README.md from the stored file
 
 Each export runs in a process of its own, so that its peak memory is its own and a crash costs one row. A row is
-written as soon as it is known, and rows that are there are not made again (--again makes them again). Nothing is timed.
-Weights are random unless a model is a run folder or a weights file; the column `trained` says which. A deep random net
-may magnify rounding until float32 says nothing; --fit-norms gives its BatchNorms the statistics of the photographs, as
-a trained net has those of its images.
+written as soon as it is known, and rows that are there are not made again (--again makes them again). Nothing is
+timed. Weights are random unless a model is a run folder or a weights file; the column `trained` says which. A run is
+compared on its own held-out images, and its int8 fitted to its own training images. A deep random net may magnify
+rounding until float32 says nothing; --fit-norms gives its BatchNorms the statistics of the photographs, as a trained
+net has those of its images.
 """
 
 import argparse
@@ -121,9 +122,10 @@ def one(model: str, to: str, precision: str, arguments: argparse.Namespace, imag
     row: Row = key(model, to, precision, arguments) | {"params": str(params)}
     with tempfile.TemporaryDirectory() as folder:
         source = with_fitted_norms(model, images, Path(folder)) if arguments.fit_norms else model
+        compared = None if Path(model).is_dir() else images
         try:
             done = export(
-                source, to, folder, precision=precision, images=images, calibration=calibrate, timing_seconds=0
+                source, to, folder, precision=precision, images=compared, calibration=calibrate, timing_seconds=0
             )
         except FullfieldError as error:
             return row | {"status": "refused", "reason": str(error)}

@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 import fullfield
-from fullfield.data import Preprocess
+from fullfield.data import Preprocess, Sample
 from fullfield.data.dense import DensePreprocess
 from fullfield.deploy import export as under_test
+from fullfield.deploy import photographs
 from fullfield.deploy.description import Description
 from fullfield.deploy.export import FORMATS, Exported, Format, export
 from fullfield.deploy.photographs import for_calibration, for_verification
@@ -242,6 +243,20 @@ def test_a_run_is_compared_on_its_held_out_images_and_fitted_to_its_own(run: Pat
     assert not {sample.path for sample in compared.samples} & {sample.path for sample in fitted.samples}
     mine = write_photos(tmp_path / "mine", each=1)
     assert [sample.path.parent.name for sample in for_verification(opened, mine).samples] == list(CLASSES)
+
+
+def test_a_small_test_part_is_filled_up_with_validation_images(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = open_any(run, device="cpu")
+    splits = {name: [Sample(Path(f"{name}{i}.jpg"), 0) for i in range(100)] for name in ("train", "val")}
+    splits["test"] = [Sample(Path(f"test{i}.jpg"), 0) for i in range(150)]
+    monkeypatch.setattr(photographs, "_read_data", lambda _: SimpleNamespace(source="cells", splits=splits))
+    compared, fitted = for_verification(opened, None), for_calibration(opened, None)
+    assert (compared.source, fitted.source) == ("test and val parts of cells", "train part of cells")
+    assert compared.samples == (*splits["test"], *splits["val"][::2])
+    assert len(fitted) == 100
+    splits["test"] *= 2
+    assert for_verification(opened, None).source == "test part of cells"
+    assert len(for_verification(opened, None)) == 200
 
 
 def test_a_run_whose_images_are_gone_is_compared_on_the_sample_and_not_quantized(run: Path, tmp_path: Path) -> None:

@@ -83,8 +83,8 @@ def for_verification(opened: OpenedModel | OpenedDense, images: Paths | None) ->
 
     Args:
         opened: The model.
-        images: Files and folders, all of which are taken; None for the held-out images of the run, if they are still
-            there, else the sample that ships for the task.
+        images: Files and folders, all of which are taken; None for held-out images of the run, if they are still there:
+            its test part, and where that has too few its validation part too. Else the sample that ships for the task.
 
     Raises:
         DataError: A path does not exist, or a folder holds no image.
@@ -92,9 +92,9 @@ def for_verification(opened: OpenedModel | OpenedDense, images: Paths | None) ->
     if images is not None:
         return _named(images)
     most = FOR_VERIFICATION[opened.task]
-    own = _of_run(opened, ("test", "val"))
+    own = _of_run(opened, ("test", "val"), most)
     if own is not None:
-        return own.spread(most)
+        return own
     name = SAMPLES[opened.task]
     files = tuple(Sample(path, 0) for path in find_images([sample_path(name)]) if path.parent.name != "masks")
     return Photographs(f"{SAMPLE_PREFIX}{name}", files).spread(most)
@@ -111,13 +111,14 @@ def for_calibration(opened: OpenedModel | OpenedDense, images: Paths | None) -> 
         DataError: A path does not exist, or a folder holds no image.
         ConfigError: None were named, and the model is no run whose images are still there.
     """
-    found = _named(images) if images is not None else _of_run(opened, ("train",))
+    most = FOR_CALIBRATION[opened.task]
+    found = _named(images).spread(most) if images is not None else _of_run(opened, ("train",), most)
     if found is None:
         raise ConfigError(
             f"int8 has to be fitted to images, and those that {opened.source} was trained on are not to be found."
             " Name about a hundred like those that it will see with --calibrate FOLDER (calibration=...)"
         )
-    return found.spread(FOR_CALIBRATION[opened.task])
+    return found
 
 
 def model_inputs(photographs: Photographs, description: Description) -> list[NDArray[np.float32]]:
@@ -143,18 +144,22 @@ def _named(images: Paths) -> Photographs:
     return Photographs(source, tuple(Sample(path, 0) for path in find_images(paths)))
 
 
-def _of_run(opened: OpenedModel | OpenedDense, splits: Sequence[str]) -> Photographs | None:
-    """Return the images of the first split that the run's data have; None if it is no run or they are gone."""
+def _of_run(opened: OpenedModel | OpenedDense, splits: Sequence[str], most: int) -> Photographs | None:
+    """Return at most so many images of the splits, the first ones first; None if it is no run or they are gone."""
     if is_registered_name(opened.source):
         return None
     try:
         found = _read_data(opened)
     except (FullfieldError, OSError):
         return None
+    taken: list[Located] = []
+    names = []
     for split in splits:
-        if found.splits.get(split):
-            return Photographs(f"{split} part of {found.source}", tuple(found.splits[split]))
-    return None
+        if found.splits.get(split) and len(taken) < most:
+            taken += Photographs(split, tuple(found.splits[split])).spread(most - len(taken)).samples
+            names.append(split)
+    parts = f"{' and '.join(names)} {'part' if len(names) == 1 else 'parts'}"
+    return Photographs(f"{parts} of {found.source}", tuple(taken)) if taken else None
 
 
 class _Data(Protocol):
