@@ -33,7 +33,8 @@ def test_a_run_and_the_users_own_model_come_on_one_page(
     Path("net.py").write_text(
         "import fullfield\n"
         "def mine():\n"
-        "    return fullfield.create_model('racnn_pico', dims=(8, 16, 24, 32), depths=(1, 1, 1, 1), num_classes=3)\n"
+        "    shape = {'dims': (8, 16, 24, 32), 'depths': (1, 1, 1, 1), 'region_size': 1}\n"
+        "    return fullfield.create_model('racnn_pico', num_classes=3, **shape)\n"
     )
     argv = [str(finished), "net.py:mine", str(photos), "--json", "c.json", "--plot", "c.png", *LITTLE]
     argv += ["--parts", "accuracy", "cost", "erf", "speed"]

@@ -41,7 +41,8 @@ def test_config_holds_every_setting_as_used_and_the_command(finished: Path, phot
     assert text.startswith(f"# Repeat with: fullfield train {photos} --task classify --model racnn_pico ")
     config = yaml.safe_load(text)
     assert config["data"] == str(photos)
-    for name, value in TINY.items():
+    fitted = {"model_args": (*TINY["model_args"], "region_size=[1,1,1,1]")}  # to images of 32 pixels
+    for name, value in (TINY | fitted).items():
         assert config[name] == (list(value) if isinstance(value, tuple) else value)
 
 
