@@ -35,7 +35,7 @@ def test_kernels_agree_with_float64_over_random_shapes():
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(4800)  # the interpreter takes about half a second a step
+@pytest.mark.timeout(4800)  # the interpreter takes a third of a second a step
 @pytest.mark.parametrize("dtype", ["torch.bfloat16", "torch.float16"])
 def test_a_thousand_training_steps_stay_finite_and_learn_in_the_interpreter(dtype: str):
     run("slow", f"thousand and {dtype}")
