@@ -12,7 +12,7 @@ from pathlib import Path
 import fullfield
 from fullfield.data import sample_path
 from fullfield.tasks.open import open_any
-from fullfield.tasks.predict_any import save_any
+from fullfield.tasks.save_any import save_any
 
 
 def main() -> None:

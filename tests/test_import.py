@@ -1,14 +1,19 @@
-"""What `import fullfield` loads, how long it takes, and that it leaves timm as it was."""
+"""What `import fullfield` loads, how long it takes, that it leaves timm as it was, and that imported names exist."""
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+ROOT = Path(__file__).parent.parent
 MEASURE = """
 import json, sys, time
 import timm
@@ -71,3 +76,28 @@ def test_unknown_name_is_an_attribute_error() -> None:
 
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = fullfield.nothing
+
+
+def _imported() -> list[tuple[str, str, str]]:
+    """(program, module, name) of every `from fullfield... import name` of the programs beside the package."""
+    found = []
+    for folder in ("examples", "benchmarks", "studies"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "fullfield":
+                    program = str(path.relative_to(ROOT))
+                    found += [(program, str(node.module), alias.name) for alias in node.names]
+    return found
+
+
+def test_names_that_the_programs_beside_the_package_import_exist() -> None:
+    """Most of these programs run for too long for a test: this one finds what was renamed or moved under them."""
+    found = _imported()
+    assert {program.split("/")[0] for program, _, _ in found} == {"examples", "benchmarks", "studies"}
+    missing = []
+    for program, module, name in found:
+        home = import_module(module)
+        is_module = hasattr(home, "__path__") and find_spec(f"{module}.{name}") is not None
+        if not is_module and not hasattr(home, name):
+            missing.append(f"{program}: from {module} import {name}")
+    assert missing == []

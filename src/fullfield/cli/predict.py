@@ -15,12 +15,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from fullfield.cli.parse import parse
-from fullfield.cli.predict_dense import collected, detection_table, save_answers, segmentation_table
+from fullfield.cli.predict_dense import collected, detection_table, segmentation_table
 from fullfield.deploy.engine import is_exported
 from fullfield.deploy.predictor import Predictor, missing_torch
 from fullfield.errors import ConfigError
 from fullfield.files import write_json
 from fullfield.progress import console, output
+from fullfield.tasks.save_any import save_any
 
 __all__ = ["PredictArguments", "run"]
 
@@ -106,7 +107,7 @@ def _list(arguments: PredictArguments, opened: Any, predictions: list[Any]) -> i
     failed = [p.error for p in predictions if p.error]
     _print_failures(failed)
     if arguments.out:
-        folder = save_answers(opened, predictions, arguments.out, draw=arguments.draw)
+        folder = save_any(opened, predictions, arguments.out, draw=arguments.draw)
         console.print(f"written to {escape(str(folder))}", soft_wrap=True)
     if arguments.json and opened.task == "detect":
         from fullfield.tasks.detection.coco_form import coco_document
@@ -122,7 +123,7 @@ def _segment(arguments: PredictArguments, opened: Any, predictions: Iterable[Any
     rows: list[Any] = []
     passing = collected(predictions, rows)
     if arguments.out:
-        folder = save_answers(opened, passing, arguments.out, draw=arguments.draw)
+        folder = save_any(opened, passing, arguments.out, draw=arguments.draw)
         console.print(f"written to {escape(str(folder))}", soft_wrap=True)
     else:
         for _ in passing:

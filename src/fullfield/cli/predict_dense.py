@@ -1,16 +1,15 @@
-"""What `fullfield predict` prints of detectors and segmenters, and writes of models of any task."""
+"""What `fullfield predict` prints of detectors and segmenters."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["collected", "detection_table", "save_answers", "segmentation_table"]
+__all__ = ["collected", "detection_table", "segmentation_table"]
 
 SHARES = 4  # classes named for an image
 
@@ -38,32 +37,6 @@ def segmentation_table(rows: Iterable[Any]) -> Table:
             words = "   ".join(f"{escape(name)} {share:.1%}" for name, share in shares[:SHARES])
             table.add_row(escape(str(path)), words)
     return table
-
-
-def save_answers(opened: Any, predictions: Iterable[Any], folder: str, *, draw: bool) -> Path:
-    """Write predictions into a folder, in the form of their task, and return it.
-
-    Args:
-        opened: What made them, with its task, and of dense models with classes and colours: a `Predictor`, or what
-            `open_any` returned.
-        predictions: Each of a segmenter's is written before the next is asked for.
-        folder: Made if it does not exist.
-        draw: Whether to draw pictures.
-
-    Raises:
-        RunError: The folder can't be written or the disk is full.
-    """
-    if opened.task == "classify":
-        from fullfield.tasks.answers import save_predictions
-
-        return save_predictions(list(predictions), folder, draw=draw)
-    if opened.task == "detect":
-        from fullfield.tasks.detection.answers import save_detection_predictions
-
-        return save_detection_predictions(list(predictions), folder, classes=opened.classes, draw=draw)
-    from fullfield.tasks.segmentation.answers import save_segmentation
-
-    return save_segmentation(predictions, folder, classes=opened.classes, colours=opened.colours, draw=draw)
 
 
 def collected(predictions: Iterable[Any], rows: list[Any]) -> Iterator[Any]:
