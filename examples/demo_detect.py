@@ -1,4 +1,4 @@
-"""Detection in six minutes: train FCOS on RaCNN to find the blood cells in smears, evaluate, predict, report.
+"""Detection in a few minutes: train FCOS on RaCNN to find the blood cells in smears, evaluate, predict, report.
 
     python examples/demo_detect.py --out demo-detect
 

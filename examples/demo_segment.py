@@ -1,4 +1,4 @@
-"""Segmentation in six minutes: train U-Net on RaCNN to tell nuclei from background, evaluate, predict, report.
+"""Segmentation in a few minutes: train U-Net on RaCNN to tell nuclei from background, evaluate, predict, report.
 
     python examples/demo_segment.py --out demo-segment
 
